@@ -1,0 +1,15 @@
+"""M2DINO on all tasks of an FM_UIA folder.
+
+python -m usfm.main --config=configs/fm_uia.py --workdir=runs/a --config.data.root=FM_UIA_FOLDER
+python -m usfm.main --config=configs/fm_uia.py:debug --workdir=runs/b --config.data.root=...
+"""
+
+from ml_collections import ConfigDict
+
+from usfm import config as usfm_config
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The experiment; `:debug` shrinks it to a two-minute CPU run."""
+    config = usfm_config.base()
+    return usfm_config.debug(config) if arg == "debug" else config

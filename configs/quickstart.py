@@ -1,0 +1,17 @@
+"""The built-in phantom tasks on two CPU cores, in two minutes: make quickstart.
+
+The folder is written on first use; it is read like any other FM_UIA folder.
+"""
+
+from ml_collections import ConfigDict
+
+from usfm import config as usfm_config
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The experiment; it is small already, so `:debug` changes nothing more."""
+    del arg
+    config = usfm_config.debug(usfm_config.base())
+    config.data.root = "phantoms"
+    config.evaluate.before_training = True
+    return config

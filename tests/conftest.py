@@ -1,0 +1,103 @@
+"""What every test may count on: 8 CPU devices, parsed flags, and small data."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable
+
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+
+import numpy as np
+import pytest
+from absl import flags
+from PIL import Image
+
+from usfm.data.builder import open_store
+from usfm.data.folder import Folder, Row
+from usfm.data.image import content_hash
+from usfm.data.store import Store
+from usfm.tasks import Task
+
+# grain's worker processes are handed the flags of this one, which pytest never parses.
+flags.FLAGS.mark_as_parsed()
+
+MINI = pathlib.Path(__file__).parents[2] / "shared/data/fm_uia_mini"
+
+SMALL_TASKS = (
+    Task("det", "detection", num_classes=1),
+    Task("organ", "classification", num_classes=4),
+    Task("plane", "classification", num_classes=2, flip_ok=False),
+    Task("pts2", "regression", num_points=2),
+    Task("pts3", "regression", num_points=3),
+    Task("seg", "segmentation", num_classes=3),
+)
+
+
+@pytest.fixture
+def mini() -> pathlib.Path:
+    """The real images of fm_uia_mini."""
+    if not MINI.is_dir():
+        pytest.skip("fm_uia_mini is not beside the project (../shared/data/fm_uia_mini)")
+    return MINI
+
+
+def make_folder(root: pathlib.Path, rows: int = 7) -> Folder:
+    """A folder of SMALL_TASKS as read_folder would return it, without its CSV files."""
+    rng = np.random.default_rng(0)
+    made = {task.id: tuple(_row(root, task, i, rng) for i in range(rows)) for task in SMALL_TASKS}
+    return Folder(root, SMALL_TASKS, made)
+
+
+def _row(root: pathlib.Path, task: Task, index: int, rng: np.random.Generator) -> Row:
+    height, width = 20 + 3 * index, 30 + index
+    shape = (height, width, 3) if index % 2 else (height, width)
+    pixels = rng.integers(0, 256, shape, np.uint8)
+    row = Row(
+        task_id=task.id,
+        index=index,
+        key=f"../{task.id}/{index}.png",
+        csv=f"{task.id}.csv",
+        line=index + 2,
+        image_path=f"../{task.id}/{index}.png",
+        mask_path="",
+        label=None,
+        box=None,
+        points=(),
+        height=height,
+        width=width,
+        content=content_hash(pixels),
+    )
+    folder = root / task.id
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(folder / f"{index}.png")
+    if task.type == "classification":
+        return dataclasses.replace(row, label=index % task.num_classes)
+    if task.type == "detection":
+        return dataclasses.replace(row, box=(2.0, 3.0, width - 4.0, height - 5.0))
+    if task.type == "regression":
+        points = tuple((1.0 + index, 2.0 + point) for point in range(task.num_points))
+        return dataclasses.replace(row, points=points)
+    mask = rng.integers(0, task.num_classes, (height, width), np.uint8)
+    Image.fromarray(mask).save(folder / f"{index}_mask.png")
+    return dataclasses.replace(
+        row, mask_path=f"../{task.id}/{index}_mask.png", mask_content=content_hash(mask)
+    )
+
+
+@pytest.fixture
+def small_folder(tmp_path) -> Folder:
+    return make_folder(tmp_path / "folder")
+
+
+@pytest.fixture(scope="session")
+def make_store(tmp_path_factory) -> Callable[..., Store]:
+    """Opens a store of SMALL_TASKS with so many rows a task; made once a session."""
+    cache = tmp_path_factory.mktemp("stores")
+    made: dict[int, Store] = {}
+
+    def make(rows: int = 7) -> Store:
+        if rows not in made:
+            made[rows] = open_store(make_folder(cache / f"folder{rows}", rows), (16, 24), 1, cache)
+        return made[rows]
+
+    return make

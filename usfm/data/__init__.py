@@ -1,0 +1,1 @@
+"""From a folder of images and CSV files to batches."""

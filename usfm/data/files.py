@@ -1,0 +1,133 @@
+"""What the images and masks of a folder are: decoded once, in parallel, and remembered."""
+
+import concurrent.futures
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import stat
+from collections.abc import Collection
+
+import numpy as np
+
+from usfm.data.image import ImageError, content_hash, read_image, read_mask
+from usfm.data.progress import progress
+
+# A file as it is wanted: ("image" or "mask", path relative to the root).
+Wanted = tuple[str, str]
+# A file as it was when decoded. ctime is there because it cannot be set back as mtime can.
+Stamp = tuple[int, int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What is known of a file that can be decoded.
+
+    Attributes:
+        height: in pixels.
+        width: in pixels.
+        content: hash of the decoded pixels.
+        values: the class ids of a mask, ascending; () of an image.
+    """
+
+    height: int
+    width: int
+    content: str
+    values: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Unreadable:
+    """Why a file that is there cannot be used."""
+
+    fault: str
+    remedy: str
+
+
+def check_files(
+    root: pathlib.Path, wanted: Collection[Wanted], cache_dir: pathlib.Path | None
+) -> dict[Wanted, Facts | Unreadable | None]:
+    """Decodes every wanted file that is new or changed since the last time.
+
+    Args:
+        root: the data folder.
+        wanted: each file once.
+        cache_dir: where what is found is kept for the next start; None to keep nothing.
+
+    Returns:
+        The facts of each file, why it is unreadable, or None where there is no such file.
+    """
+    cache_file = None
+    if cache_dir is not None:
+        # Folders share a cache directory, so each has a file named after its place.
+        place = hashlib.blake2b(os.fsencode(root.resolve()), digest_size=8).hexdigest()
+        cache_file = cache_dir / f"files-{place}.json"
+    known = _load(cache_file) if cache_file else {}
+    check = functools.partial(_check, root, known)
+    found: dict[Wanted, Facts | Unreadable | None] = {}
+    fresh: dict[Wanted, tuple[Stamp, Facts]] = {}
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        checked = progress(pool.map(check, wanted), len(wanted), "checking files")
+        for file, stamp, facts in checked:
+            found[file] = facts
+            if stamp is not None and isinstance(facts, Facts) and known.get(file) != (stamp, facts):
+                fresh[file] = stamp, facts
+    if cache_file and fresh:
+        _save(cache_file, known | fresh)
+    return found
+
+
+def _check(
+    root: pathlib.Path, known: dict[Wanted, tuple[Stamp, Facts]], file: Wanted
+) -> tuple[Wanted, Stamp | None, Facts | Unreadable | None]:
+    role, path = file
+    try:
+        status = os.stat(root / path)
+    except (FileNotFoundError, NotADirectoryError):
+        return file, None, None
+    except OSError as error:
+        remedy = "correct the path or its permissions"
+        return file, None, Unreadable(f"cannot be read ({error.strerror})", remedy)
+    if not stat.S_ISREG(status.st_mode):
+        return file, None, Unreadable("is not a file", "correct the path")
+    if status.st_size == 0:
+        return file, None, Unreadable("is an empty file (0 bytes)", "copy it again")
+    # Taken before decoding: a file that changes meanwhile will not match next time.
+    stamp = status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    if file in known and known[file][0] == stamp:
+        return file, stamp, known[file][1]
+    try:
+        pixels = read_mask(root / path) if role == "mask" else read_image(root / path)
+    except ImageError as error:
+        return file, stamp, Unreadable(str(error), "copy it again, or save it as an 8-bit PNG")
+    values = tuple(np.flatnonzero(np.bincount(pixels.ravel())).tolist()) if role == "mask" else ()
+    height, width = pixels.shape[:2]
+    return file, stamp, Facts(height, width, content_hash(pixels), values)
+
+
+def _load(path: pathlib.Path) -> dict[Wanted, tuple[Stamp, Facts]]:
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            (str(role), str(name)): (
+                (int(size), int(mtime), int(ctime)),
+                Facts(int(height), int(width), str(content), tuple(map(int, values))),
+            )
+            for role, name, size, mtime, ctime, height, width, content, values in entries
+        }
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError):  # damaged: what it held is found again
+        return {}
+
+
+def _save(path: pathlib.Path, entries: dict[Wanted, tuple[Stamp, Facts]]) -> None:
+    lists = [
+        [*file, *stamp, *dataclasses.astuple(facts)] for file, (stamp, facts) in entries.items()
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+    unfinished.write_text(json.dumps(lists), encoding="utf-8")
+    os.replace(unfinished, path)

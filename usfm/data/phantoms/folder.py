@@ -1,0 +1,144 @@
+"""Writing phantoms as a data folder in the FM_UIA form."""
+
+import concurrent.futures
+import csv
+import json
+import os
+import pathlib
+import tempfile
+import zlib
+from collections.abc import Iterable
+
+import cv2
+import numpy as np
+
+from usfm.data.phantoms import scene
+from usfm.data.phantoms.catalogue import PHANTOMS, Phantom
+from usfm.tasks import Task
+
+# To be raised with every change of the pixels or labels made from the same arguments, so that a
+# folder of older phantoms is not taken for one of these.
+VERSION = 1
+
+TASKS = tuple(sorted(PHANTOMS))
+
+STAMP = "phantoms.json"
+_COUNTS = {2: "Two", 3: "Three", 4: "Four", 5: "Five"}
+
+
+def write_folder(
+    root: str | os.PathLike[str],
+    *,
+    tasks: Iterable[str] | None = None,
+    rows: int = 100,
+    seed: int = 0,
+) -> None:
+    """Writes phantoms of the given tasks, or finds them there already.
+
+    The folder appears under its name only when it is whole. Each image depends on the seed, its
+    scene and its own number alone: a longer folder begins with the images of a shorter one. Tasks
+    that share a scene (breast_2cls, breast_lesion) have the same images, as in the FM_UIA data.
+
+    Args:
+        root: folder to be made; phantoms.json in it says what it was made from.
+        tasks: ids out of TASKS; None for all.
+        rows: images of each task.
+        seed: 0 or more.
+
+    Raises:
+        ValueError: an unknown task, or rows or seed out of range.
+        FileExistsError: root exists and is not the folder that the same arguments give.
+    """
+    ids = TASKS if tasks is None else tuple(sorted(set(tasks)))
+    unknown = [task for task in ids if task not in PHANTOMS]
+    if unknown:
+        raise ValueError(f"no phantom task {unknown[0]!r}: choose from {', '.join(TASKS)}")
+    if not ids:
+        raise ValueError(f"no task given: choose from {', '.join(TASKS)}")
+    if rows < 1 or seed < 0:
+        raise ValueError(f"rows must be 1 or more and seed 0 or more, not {rows} and {seed}")
+    stamp = {"version": VERSION, "tasks": list(ids), "rows": rows, "seed": seed}
+    root = pathlib.Path(root).absolute()
+    if _found(root, stamp):
+        return
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as temporary:
+        part = pathlib.Path(temporary, "part")
+        for task in ids:
+            _write_task(part, PHANTOMS[task], rows, seed)
+        (part / STAMP).write_text(json.dumps(stamp, indent=2) + "\n")
+        try:
+            part.rename(root)
+        except OSError:
+            # Another process may have been faster.
+            if not _found(root, stamp):
+                raise
+
+
+def _found(root: pathlib.Path, stamp: dict) -> bool:
+    """Whether root is the folder of this stamp; False when there is nothing, an error otherwise."""
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return False
+    remedy = "remove it or give another folder"
+    if not (root / STAMP).is_file():
+        raise FileExistsError(f"{root} exists and was not made by write_folder: {remedy}")
+    found = json.loads((root / STAMP).read_text())
+    if found != stamp:
+        raise FileExistsError(
+            f"{root} holds phantoms made from {json.dumps(found)}, not from {json.dumps(stamp)}: "
+            f"{remedy}"
+        )
+    return True
+
+
+def _write_task(root: pathlib.Path, phantom: Phantom, rows: int, seed: int) -> None:
+    task = phantom.task
+    images, masks = _places(task)
+    for place in (images, masks, "csv_files"):
+        (root / place).mkdir(parents=True, exist_ok=True)
+    numbers = range(rows)
+    # numpy, scipy and OpenCV release the interpreter while they compute: threads are enough.
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        table = list(pool.map(lambda number: _write_row(root, phantom, seed, number), numbers))
+    with (root / "csv_files" / f"{task.id}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(table[0]))
+        writer.writeheader()
+        writer.writerows(table)
+
+
+def _places(task: Task) -> tuple[str, str]:
+    """The folders of a task's images and masks; without masks, twice that of the images."""
+    if task.type == "segmentation":
+        place = f"Segmentation/{_COUNTS[task.num_classes]}/{task.id}"
+        return f"{place}/IMAGES", f"{place}/MASKS"
+    place = f"{task.type.capitalize()}/{task.id}"
+    return place, place
+
+
+def _write_row(root: pathlib.Path, phantom: Phantom, seed: int, number: int) -> dict[str, str]:
+    """Writes one image, and its mask if it has one; returns its line of the CSV."""
+    task = phantom.task
+    images, masks = _places(task)
+    name = f"{number:04d}.png"
+    rng = np.random.default_rng([seed, zlib.crc32(phantom.scene.__name__.encode()), number])
+    drawn = phantom.scene(rng)
+    _write_png(root / images / name, scene.image(drawn, rng))
+    row = {"image_path": f"../{images}/{name}"}
+    if task.type == "segmentation":
+        _write_png(root / masks / name, scene.class_mask(drawn))
+        row["mask_path"] = f"../{masks}/{name}"
+    elif task.type == "classification":
+        row["mask"] = str(drawn.label)
+    elif task.type == "detection":
+        edges = scene.tight_box(scene.class_mask(drawn))
+        row |= zip(("x_min", "y_min", "x_max", "y_max"), map(str, edges), strict=True)
+    else:
+        for index, (x, y) in enumerate(scene.landmarks(drawn), start=1):
+            row[f"point_{index}_xy"] = json.dumps([round(x, 2), round(y, 2)])
+    name_in_csv = "Regression" if task.type == "regression" else task.type
+    return row | {"task_id": task.id, "task_name": name_in_csv, "num_classes": str(task.size)}
+
+
+def _write_png(path: pathlib.Path, image: np.ndarray) -> None:
+    _, png = cv2.imencode(".png", image)
+    path.write_bytes(png.tobytes())

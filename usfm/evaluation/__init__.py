@@ -1,0 +1,1 @@
+"""Evaluation: answers scored by the official metrics, beside a predictor that sees no image."""

@@ -1,0 +1,195 @@
+"""What `--mode` chooses: each mode as one function of a config and a workdir."""
+
+import json
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from usfm import config as usfm_config
+from usfm.data.folder import Folder, Row
+from usfm.data.image import read_image
+from usfm.data.source import open_folder, open_splits, rows_in, say, training_rows
+from usfm.data.splits import Splits
+from usfm.evaluation import trivial
+from usfm.evaluation.evaluate import Evaluation, evaluate, write
+from usfm.evaluation.files import write_atomically
+from usfm.evaluation.overlay import Example
+from usfm.evaluation.predict import Predictor
+from usfm.evaluation.prediction import Answer, truth
+from usfm.evaluation.report import write_report
+from usfm.evaluation.submission import write_submission
+from usfm.evaluation.table import text_table
+from usfm.tasks import Task
+from usfm.training import sharding
+from usfm.training.checkpoint import Checkpoints, tasks_from_meta
+from usfm.training.train import make_model, train
+
+
+def run_train(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Trains, then scores the model (and before that the untrained one, where asked)."""
+    usfm_config.check(config)
+    usfm_config.check_resumable(config, workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    folder = open_folder(config, workdir)
+    splits = open_splits(config, folder, workdir)
+    before = workdir / "evaluation_before.json"
+    if config.evaluate.before_training and not before.exists():
+        untrained, _ = _score(config, _untrained(config, folder), folder, splits, None)
+        write_atomically(before, json.dumps(untrained.report, indent=2).encode())
+    train(config, workdir, folder, splits)
+    if not config.evaluate.after_training:
+        return
+    if not folder.root.exists():
+        say(f"{folder.root} is gone: not scored; run --mode=evaluate when it is back")
+        return
+    run_evaluate(usfm_config.read(epath.Path(workdir) / "config.json"), workdir)
+
+
+def run_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Scores the newest checkpoint: evaluation.json, evaluation_rows.csv, report.html, a table."""
+    usfm_config.check(config)
+    trained = usfm_config.read(epath.Path(workdir) / "config.json")
+    predictor = _trained(config, workdir)
+    folder = open_folder(config, workdir)
+    _check_tasks(predictor.model.tasks, folder)
+    if config.data.root == trained.data.root:
+        source = folder
+        splits = source_splits = open_splits(config, folder, workdir)
+    else:
+        # Another folder than the one trained on: all its rows are scored, and the trivial
+        # predictor still knows the training rows only.
+        splits = _all_in_one(folder)
+        source, source_splits = folder, None
+        if pathlib.Path(trained.data.root).exists():
+            source = open_folder(trained, workdir)
+            source_splits = open_splits(trained, source, workdir)
+    result, examples = _score(config, predictor, folder, splits, source_splits, source)
+    if not result.rows:
+        raise ValueError(
+            f"{config.data.root} has no labelled row in part '{config.evaluate.part}'; "
+            "set evaluate.part to train's val, test or all"
+        )
+    write(result, workdir)
+    write_report(workdir, result.report, examples)
+    before = workdir / "evaluation_before.json"
+    untrained = json.loads(before.read_text()) if before.exists() else None
+    print(text_table(result.report, untrained))
+    print(f"\nreport: {workdir / 'report.html'}")
+
+
+def run_predict(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Answers every row of data.root, labelled or not: workdir/predictions/."""
+    usfm_config.check(config)
+    predictor = _trained(config, workdir)
+    folder = open_folder(config, workdir, require_labels=False)
+    _check_tasks(predictor.model.tasks, folder)
+    write_submission(predictor(folder, folder.rows), folder, workdir / "predictions")
+    rows = sum(len(of_task) for of_task in folder.rows.values())
+    print(f"{rows} rows answered: {workdir / 'predictions'}")
+
+
+MODES = {"train": run_train, "evaluate": run_evaluate, "predict": run_predict}
+
+
+def _score(
+    config: ConfigDict,
+    predictor: Predictor,
+    folder: Folder,
+    splits: Splits,
+    source_splits: Splits | None,
+    source: Folder | None = None,
+) -> tuple[Evaluation, list[Example]]:
+    """Scores a predictor beside the trivial one, which is fitted to the source's training rows."""
+    source = source or folder
+    rows = rows_in(folder, splits, config.evaluate.part)
+    rows = {task_id: of_task for task_id, of_task in rows.items() if of_task}
+    floors = {}
+    if source_splits is not None:
+        indices = training_rows(source, source_splits, config.data.fraction)
+        for task in folder.tasks:
+            of_task = [source.rows[task.id][i] for i in indices.get(task.id, ())]
+            if of_task:
+                floors[task.id] = trivial.fit(source, task, of_task)
+    shown: dict[str, tuple[Row, Answer]] = {}
+    result = evaluate(
+        _remember_first(predictor(folder, rows), shown),
+        folder,
+        rows,
+        trivial=floors,
+        part_of=splits.part,
+        group_of=splits.group,
+    )
+    tasks = {task.id: task for task in folder.tasks}
+    return result, [_example(folder, tasks[id], *shown[id]) for id in rows if id in shown]
+
+
+def _remember_first(
+    answers: Iterable[tuple[Row, Answer]], shown: dict[str, tuple[Row, Answer]]
+) -> Iterator[tuple[Row, Answer]]:
+    for row, answer in answers:
+        shown.setdefault(row.task_id, (row, answer))
+        yield row, answer
+
+
+def _example(folder: Folder, task: Task, row: Row, answer: Answer) -> Example:
+    image = read_image(folder.image_file(row))
+    return Example(task, row.key, image, truth(folder, task, row), answer)
+
+
+def _all_in_one(folder: Folder) -> Splits:
+    """A split of a folder that was not trained on: everything is to be scored."""
+    keys = [(row.task_id, row.key) for rows in folder.rows.values() for row in rows]
+    contents = [row.content[:16] for rows in folder.rows.values() for row in rows]
+    return Splits(dict.fromkeys(keys, "all"), dict(zip(keys, contents, strict=True)))
+
+
+def _untrained(config: ConfigDict, folder: Folder) -> Predictor:
+    """The model as training starts with it."""
+    mesh = sharding.make_mesh(config.mesh)
+    model = make_model(config, folder.tasks)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    init = jax.jit(model.init, out_shardings=sharding.shardings(shapes, mesh))
+    return _predictor(config, model, init(jax.random.key(config.train.seed)), mesh)
+
+
+def _trained(config: ConfigDict, workdir: pathlib.Path) -> Predictor:
+    """The model of the newest checkpoint of a workdir."""
+    mesh = sharding.make_mesh(config.mesh)
+    with Checkpoints(epath.Path(workdir) / "checkpoints") as checkpoints:
+        newest = checkpoints.latest()
+        if newest is None:
+            raise ValueError(f"{workdir} holds no checkpoint: train first, or give its --workdir")
+        model = make_model(config, tasks_from_meta(checkpoints.meta(newest)))
+        shapes = jax.eval_shape(model.init, jax.random.key(0))
+        placed = jax.tree.map(
+            lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
+            shapes,
+            sharding.shardings(shapes, mesh),
+        )
+        params = checkpoints.restore_params(newest, placed)
+    return _predictor(config, model, params, mesh)
+
+
+def _predictor(config: ConfigDict, model, params, mesh: jax.sharding.Mesh) -> Predictor:
+    size = (config.data.image_size, config.data.image_size)
+    return Predictor(model, params, mesh, size, config.data.channels, config.evaluate.batch_size)
+
+
+def _check_tasks(known: Sequence[Task], folder: Folder) -> None:
+    """Every task of the folder must be one the model was trained on, of the same form."""
+    by_id = {task.id: task for task in known}
+    for task in folder.tasks:
+        if task.id not in by_id:
+            raise ValueError(
+                f"{folder.root} has task '{task.id}', which the model was not trained on; choose "
+                f"by --config.tasks among {', '.join(by_id)}"
+            )
+        model = by_id[task.id]
+        if (model.type, model.size) != (task.type, task.size):
+            raise ValueError(
+                f"task '{task.id}' is {task.type} of {task.size} in {folder.root}, but the model "
+                f"was trained on {model.type} of {model.size}"
+            )

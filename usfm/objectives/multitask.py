@@ -1,0 +1,139 @@
+"""The multi-task loss and its gradient: the one function that a training step calls."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from usfm.objectives import surgery
+from usfm.objectives.gramian import (
+    Batch,
+    Functions,
+    Params,
+    gramian,
+    merge_slots,
+    slot_gradients,
+    slot_losses,
+)
+
+ENGINES = ("plain", "stack")
+
+
+def choose_engine(engine: str, method: str, skip_nonfinite: bool) -> str:
+    """The engine that `auto` stands for: plain unless task gradients are needed apart.
+
+    Raises:
+        ValueError: an unknown engine or method, or plain where task gradients are needed.
+    """
+    if method not in surgery.METHODS:
+        raise ValueError(
+            f"multitask.method='{method}' is unknown; choose from {', '.join(surgery.METHODS)}"
+        )
+    if engine not in ("auto", *ENGINES):
+        raise ValueError(
+            f"multitask.engine='{engine}' is unknown; choose from auto, {', '.join(ENGINES)}"
+        )
+    apart = skip_nonfinite or method not in ("sum", "mean")
+    if engine == "plain" and apart:
+        reason = f"multitask.method='{method}'" if not skip_nonfinite else "train.on_nonfinite"
+        raise ValueError(f"multitask.engine='plain' cannot serve {reason}; use auto or stack")
+    return ("stack" if apart else "plain") if engine == "auto" else engine
+
+
+def value_and_grad(
+    functions: Functions,
+    params: Params,
+    batch: Batch,
+    state: Any,
+    key: jax.Array,
+    *,
+    method: str = "sum",
+    engine: str = "plain",
+    skip_nonfinite: bool = False,
+) -> tuple[jax.Array, jax.Array, Params, jax.Array | None, Any]:
+    """Losses of all tasks, and the gradient that a method makes of theirs.
+
+    L_t = sum of values / sum of counts over all slots of task t in the global batch. Shared
+    parameters (the encoder, and a type's decoder among its tasks) get sum_t w_t g_t with the
+    method's weights, brought to one convention for all methods: the weights of the tasks present
+    sum to their number. Heads get the plain gradient of their own task.
+
+    Args:
+        functions: the model's functions and the slots' layout.
+        params: keys encoder, decoders, heads.
+        batch: a slot batch whose image is float32, normalised [S, n, H, W, 3].
+        state: of the method; methods here have none and hand it back.
+        key: randomness of this step.
+        method: one of surgery.METHODS.
+        engine: "plain" (one backward pass of the sum) or "stack" (slots' gradients kept apart).
+        skip_nonfinite: leave tasks out whose loss or gradient is not finite (stack only).
+
+    Returns:
+        losses float32 [T], NaN where the loss or gradient of a task is not finite and 0 where the
+        task is absent; present bool [T], the tasks that made the gradient; the gradient, like
+        params; the Gramian float32 [T, T] (stack) or None (plain); the state.
+    """
+    if engine == "plain":
+        losses, present, grads = _plain(functions, params, batch, key)
+        return losses, present, grads, None, state
+
+    encode_key, method_key = jax.random.split(key)
+    gradients = slot_gradients(functions, params, batch, encode_key)
+    task, tasks = batch["task"], functions.tasks
+    counts = merge_slots(gradients.counts, task, tasks)
+    present = counts > 0
+    losses = merge_slots(gradients.sums, task, tasks) / jnp.maximum(counts, 1)
+
+    # [T, S]: merges slots into tasks, G_task = A G_slot A'. A task's slots share its mean.
+    share = 1 / jnp.maximum(counts, 1)[task]
+    merge = jax.nn.one_hot(task, tasks).T * share
+    slots = gramian(gradients, functions)
+    if skip_nonfinite:
+        finite = jnp.isfinite(gradients.sums) & jnp.isfinite(jnp.diagonal(slots))
+        broken = merge_slots((~finite).astype(jnp.float32), task, tasks) > 0
+        losses, present = jnp.where(broken, jnp.nan, losses), present & ~broken
+        kept = ~broken[task]
+        slots = jnp.where(kept[:, None] & kept[None, :], slots, 0)
+    else:
+        kept = jnp.ones(task.shape, bool)
+    products = merge @ slots @ merge.T
+
+    weights = surgery.weights(method, products, present=present, key=method_key)
+    weights = weights * (present.sum() / jnp.maximum(weights.sum(), 1e-12))
+
+    def combine(scale: jax.Array, kept: jax.Array, stack: Params) -> Params:
+        """sum_s scale_s g_s, without touching what a slot that is left out holds."""
+
+        def leaf(g: jax.Array) -> jax.Array:
+            keep = kept.reshape(-1, *[1] * (g.ndim - 1))
+            return jnp.einsum("s,s...->...", scale, jnp.where(keep, g, 0) if skip_nonfinite else g)
+
+        return jax.tree.map(leaf, stack)
+
+    grads: Params = {"encoder": combine(weights[task] * share, kept, gradients.encoder)}
+    grads["decoders"], grads["heads"] = {}, {}
+    for kind in functions.slots:
+        own, mine, ok = functions.of_type((weights[task] * share, share, kept), kind)
+        grads["decoders"][kind] = combine(own, ok, gradients.decoders[kind])
+        grads["heads"][kind] = combine(mine, ok, gradients.heads[kind])
+    return losses, present, grads, products, state
+
+
+def _plain(
+    functions: Functions, params: Params, batch: Batch, key: jax.Array
+) -> tuple[jax.Array, jax.Array, Params]:
+    """One ordinary backward pass of the sum of the tasks' losses."""
+    task, tasks = batch["task"], functions.tasks
+    keys = jax.random.split(jax.random.split(key)[0], task.shape[0])
+
+    def total(params: Params) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        maps = jax.vmap(
+            lambda image, task, key: functions.encode(params, image, task, train=True, key=key)[0]
+        )(batch["image"], task, keys)
+        sums, counts = slot_losses(functions, params, maps, batch)
+        counts = merge_slots(counts, task, tasks)
+        losses = merge_slots(sums, task, tasks) / jnp.maximum(counts, 1)
+        return losses.sum(), (losses, counts > 0)
+
+    grads, (losses, present) = jax.grad(total, has_aux=True)(params)
+    return losses, present, grads

@@ -1,0 +1,102 @@
+"""Where every array lives: one mesh, rules by parameter path, one default.
+
+A mesh has three axes: `data` (slots are spread over it), `fsdp` (slots and parameters are), and
+`expert`. All of it is jax.jit over NamedSharding with Auto axes; the compiler places collectives.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+SLOTS = P(("data", "fsdp"))  # the leading axis of every array of a batch
+# (regex over the parameter's path, spec), the first match wins; what matches none is sharded over
+# fsdp along its largest divisible dimension.
+RULES: tuple[tuple[str, P], ...] = ()
+# Smaller arrays are replicated: gathering them costs more than they take.
+MIN_SIZE = 2**14
+
+
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh (data, fsdp, expert) of the given sizes; one of them may be -1, the rest.
+
+    Raises:
+        ValueError: the sizes do not make the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    axes = ("data", "fsdp", "expert")
+    shape = [sizes[axis] for axis in axes]
+    asked = "x".join(str(size) for size in shape)
+    if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
+        raise ValueError(f"mesh {asked}: sizes are 1 or more, and at most one is -1 (the rest)")
+    known = math.prod(size for size in shape if size != -1)
+    if len(devices) % known or (-1 not in shape and known != len(devices)):
+        raise ValueError(
+            f"mesh {asked} does not fit {len(devices)} devices: mesh.data, mesh.fsdp and "
+            "mesh.expert must multiply to their number (-1 = the rest)"
+        )
+    shape = [len(devices) // known if size == -1 else size for size in shape]
+    return jax.make_mesh(tuple(shape), axes, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def slot_shards(mesh: Mesh) -> int:
+    """How many shares the slots of a batch are split into."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def spec_of(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+    """The spec of one array by its path and shape."""
+    for pattern, spec in RULES:
+        if re.search(pattern, name):
+            return spec
+    shards = mesh.shape["fsdp"]
+    divisible = [size for size in shape if size % shards == 0]
+    if shards == 1 or not divisible or math.prod(shape) < MIN_SIZE:
+        return P()
+    axis = shape.index(max(divisible))
+    return P(*[None] * axis, "fsdp")
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """A NamedSharding for every leaf of a tree of arrays or shapes.
+
+    Optimizer moments carry the path of their parameter as a suffix of their own, and have its
+    shape: they are placed with it.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(mesh, spec_of(path_name(path), leaf.shape, mesh)), tree
+    )
+
+
+def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's slots of a batch onto the mesh, as one global batch."""
+    sharding = NamedSharding(mesh, SLOTS)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, array)
+        for name, array in batch.items()
+    }
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """encoder/blocks/mlp/up/kernel for the path of a leaf."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def table(params: Any, mesh: Mesh) -> str:
+    """One line a parameter: path, shape, spec, bytes on each device."""
+    lines = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = path_name(path)
+        spec = spec_of(name, leaf.shape, mesh)
+        shard = NamedSharding(mesh, spec).shard_shape(leaf.shape)
+        size = math.prod(shard) * leaf.dtype.itemsize
+        lines.append(f"  {name:<44} {leaf.shape!s:<20} {spec!s:<24} {size:>12,} B")
+    total = sum(leaf.size for leaf in jax.tree.leaves(params))
+    shape = "x".join(str(size) for size in mesh.shape.values())
+    head = f"{total:,} parameters on a mesh {shape} (data x fsdp x expert)"
+    return "\n".join([head, *lines])

@@ -1,0 +1,204 @@
+"""The training loop, from a config to the last checkpoint. Read it top to bottom."""
+
+import contextlib
+import pathlib
+import signal
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from usfm import config as usfm_config
+from usfm.data.builder import open_store
+from usfm.data.folder import Folder
+from usfm.data.pipeline import iterate, slot_batches
+from usfm.data.slots import slots_per_type
+from usfm.data.source import cache_dir, say, training_rows
+from usfm.data.splits import Splits
+from usfm.models.m2dino import M2DINO
+from usfm.tasks import Task
+from usfm.training import optimizer as optimizers
+from usfm.training import sharding
+from usfm.training.checkpoint import Checkpoints, tasks_to_meta
+from usfm.training.logs import Log, NonFiniteError
+from usfm.training.state import TrainState, create
+from usfm.training.step import Step, make_step
+
+# What the process ends with when SIGTERM stopped it after saving: run it again to go on
+# (EX_TEMPFAIL of sysexits.h).
+EXIT_TERMINATED = 75
+PROBE_STEPS = 10
+
+
+def make_model(config: ConfigDict, tasks: tuple[Task, ...]) -> M2DINO:
+    """The model that a config describes, for these tasks."""
+    return M2DINO(tasks, **config.model)
+
+
+def train(config: ConfigDict, workdir: pathlib.Path, folder: Folder, splits: Splits) -> None:
+    """Trains to the last step, going on from the newest checkpoint of the workdir.
+
+    Args:
+        config: checked; workdir/config.json is written from it, with the number of steps that
+            train.seconds came to.
+        workdir: of the run.
+        folder: whose rows to train on. Its images are read only if the store is still to be built.
+        splits: of that folder.
+
+    Raises:
+        NonFiniteError: a loss or gradient was not finite, and train.on_nonfinite is "stop".
+        SystemExit: SIGTERM came; all is saved.
+    """
+    # ---- Devices and data ----
+    mesh = sharding.make_mesh(config.mesh)
+    jax.set_mesh(mesh)
+    if config.train.slots % sharding.slot_shards(mesh):
+        raise ValueError(
+            f"train.slots={config.train.slots} cannot be shared by {sharding.slot_shards(mesh)} "
+            "devices (mesh.data x mesh.fsdp): give a multiple"
+        )
+    size = (config.data.image_size, config.data.image_size)
+    store = open_store(folder, size, config.data.channels, cache_dir(config))
+    batches = slot_batches(
+        store,
+        folder.tasks,
+        training_rows(folder, splits, config.data.fraction),
+        slots=config.train.slots,
+        examples_per_slot=config.train.examples_per_slot,
+        seed=config.train.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+    # ---- Model, step and state ----
+    model = make_model(config, folder.tasks)
+    slots = slots_per_type(folder.tasks, None, config.train.slots)
+    with Checkpoints(workdir / "checkpoints", config.checkpoint.keep) as checkpoints:
+        newest = checkpoints.latest()
+        config = _with_steps(config, workdir, model, slots, mesh, batches)
+        steps = config.train.steps
+        optimizer = optimizers.make(config.optimizer, steps)
+        state, abstract = create(model, optimizer, config.train.seed, mesh)
+        step = make_step(model, slots, optimizer, config, abstract)
+        usfm_config.write(config, workdir / "config.json")
+        say(sharding.table(abstract.params, mesh))
+        start = 0
+        if newest is not None:
+            state, start = checkpoints.restore(newest, abstract), newest
+            say(f"going on from step {start} of {steps}")
+
+        # ---- The loop ----
+        meta = tasks_to_meta(folder.tasks)
+        log = Log(
+            workdir / "metrics.jsonl",
+            [task.id for task in folder.tasks],
+            start=start,
+            steps=steps,
+            every=config.train.log_every,
+        )
+        with log, _terminated() as terminated, _closing(batches, start, config) as stream:
+            for done in range(start + 1, steps + 1):
+                began = time.perf_counter()
+                batch = next(stream)
+                waited = time.perf_counter() - began
+                state, metrics = step(state, sharding.place_batch(batch, mesh))
+                try:
+                    log.add(done, metrics, batch["valid"].size, waited)
+                    if done % config.checkpoint.every_steps == 0 or done == steps or terminated:
+                        log.flush()  # What is saved is known to be finite.
+                        checkpoints.save(done, state, meta)
+                except NonFiniteError as error:
+                    raise _explained(error, checkpoints, workdir) from None
+                if terminated:
+                    checkpoints.wait()
+                    say(f"SIGTERM: step {done} is saved; run the same command again to go on")
+                    raise SystemExit(EXIT_TERMINATED)
+
+
+def _with_steps(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    model: M2DINO,
+    slots: Mapping[str, int],
+    mesh: jax.sharding.Mesh,
+    batches: grain.MapDataset,
+) -> ConfigDict:
+    """Turns train.seconds into train.steps: as before when the run goes on, else by a probe.
+
+    The probe compiles the very step of the run and times it; what it computes is thrown away.
+    """
+    if not config.train.seconds:
+        return config
+    config = config.copy_and_resolve_references()
+    if (workdir / "config.json").exists():
+        config.train.steps = usfm_config.read(workdir / "config.json").train.steps
+        return config
+    began = time.perf_counter()
+    # The number of steps only shapes the learning rate, not the program.
+    optimizer = optimizers.make(config.optimizer, PROBE_STEPS)
+    state, abstract = create(model, optimizer, config.train.seed, mesh)
+    step = make_step(model, slots, optimizer, config, abstract)
+    batch = batches[0]
+    seconds = [_timed(step, state, batch, mesh) for state in _copies(state, PROBE_STEPS + 1)]
+    per_step = statistics.median(seconds[1:])  # the first one compiles
+    left = config.train.seconds - (time.perf_counter() - began)
+    config.train.steps = max(1, int(left / per_step))
+    say(
+        f"a step takes {per_step:.3f} s: {config.train.steps} steps in "
+        f"{config.train.seconds:g} s, of which the probe took {time.perf_counter() - began:.0f}"
+    )
+    return config
+
+
+def _copies(state: TrainState, count: int) -> Iterator[TrainState]:
+    """Copies that a step may eat; the last one is the state itself."""
+    for _ in range(count - 1):
+        yield jax.block_until_ready(jax.tree.map(jax.numpy.copy, state))
+    yield state
+
+
+def _timed(
+    step: Step, state: TrainState, batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh
+) -> float:
+    began = time.perf_counter()
+    jax.block_until_ready(step(state, sharding.place_batch(batch, mesh)))
+    return time.perf_counter() - began
+
+
+@contextlib.contextmanager
+def _terminated() -> Iterator[list[int]]:
+    """A list that SIGTERM puts something into, instead of ending the process."""
+    came: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _closing(batches: Any, start: int, config: ConfigDict) -> Iterator[Any]:
+    """The batches from a step on; their workers are ended whatever happens."""
+    stream = iterate(batches, start, config.data.workers)
+    try:
+        yield stream
+    finally:
+        stream.close()
+
+
+def _explained(
+    error: NonFiniteError, checkpoints: Checkpoints, workdir: pathlib.Path
+) -> NonFiniteError:
+    checkpoints.wait()
+    newest = checkpoints.latest()
+    good = "none was saved yet" if newest is None else f"{workdir}/checkpoints/{newest}"
+    error.args = (
+        f"{error.args[0]}; the update was not made. Last good checkpoint: {good}. Lower "
+        "optimizer.learning_rate, look at the task's rows, or set train.on_nonfinite=skip_task",
+    )
+    return error
