@@ -1,9 +1,9 @@
 """Every field of a run, its default and what it means; configs/ change what an experiment needs."""
 
 import json
+import pathlib
 from typing import Any
 
-from etils import epath
 from ml_collections import ConfigDict, config_dict
 
 
@@ -127,13 +127,13 @@ FREE = ("data.root", "data.cache_dir", "data.workers", "data.splits_file", "trai
         "evaluate.", "mesh.", "checkpoint.")  # fmt: skip
 
 
-def check_resumable(config: ConfigDict, workdir: epath.Path) -> None:
+def check_resumable(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Refuses to go on in a workdir with another config than the one it was begun with.
 
     Raises:
         ValueError: lists the fields that differ.
     """
-    path = epath.Path(workdir) / "config.json"
+    path = workdir / "config.json"
     if not path.exists():
         return
     old, new = _flat(to_dict(read(path))), _flat(to_dict(config))
@@ -151,13 +151,13 @@ def check_resumable(config: ConfigDict, workdir: epath.Path) -> None:
         )
 
 
-def of_run(workdir: epath.Path, changed: dict[str, Any]) -> ConfigDict:
+def of_run(workdir: pathlib.Path, changed: dict[str, Any]) -> ConfigDict:
     """The config that a workdir was trained with, but for the fields changed just now.
 
     Raises:
         ValueError: the workdir holds no run.
     """
-    path = epath.Path(workdir) / "config.json"
+    path = workdir / "config.json"
     if not path.exists():
         raise ValueError(f"{workdir} holds no run (no config.json): train first, or correct it")
     config = read(path)
@@ -176,15 +176,15 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def write(config: ConfigDict, path: epath.Path) -> None:
+def write(config: ConfigDict, path: pathlib.Path) -> None:
     """Writes a config as JSON, whole or not at all."""
-    path = epath.Path(path)
+    path = pathlib.Path(path)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(to_dict(config), indent=2) + "\n")
     temporary.replace(path)
 
 
-def read(path: epath.Path) -> ConfigDict:
+def read(path: pathlib.Path) -> ConfigDict:
     """Reads what `write` wrote."""
     return ConfigDict(json.loads(path.read_text()))
 

@@ -5,7 +5,6 @@ import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 
 import jax
-from etils import epath
 from ml_collections import ConfigDict
 
 from usfm import config as usfm_config
@@ -45,13 +44,13 @@ def run_train(config: ConfigDict, workdir: pathlib.Path) -> None:
     if not folder.root.exists():
         say(f"{folder.root} is gone: not scored; run --mode=evaluate when it is back")
         return
-    run_evaluate(usfm_config.read(epath.Path(workdir) / "config.json"), workdir)
+    run_evaluate(usfm_config.read(workdir / "config.json"), workdir)
 
 
 def run_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Scores the newest checkpoint: evaluation.json, evaluation_rows.csv, report.html, a table."""
     usfm_config.check(config)
-    trained = usfm_config.read(epath.Path(workdir) / "config.json")
+    trained = usfm_config.read(workdir / "config.json")
     predictor = _trained(config, workdir)
     folder = open_folder(config, workdir)
     _check_tasks(predictor.model.tasks, folder)
@@ -158,7 +157,7 @@ def _untrained(config: ConfigDict, folder: Folder) -> Predictor:
 def _trained(config: ConfigDict, workdir: pathlib.Path) -> Predictor:
     """The model of the newest checkpoint of a workdir."""
     mesh = sharding.make_mesh(config.mesh)
-    with Checkpoints(epath.Path(workdir) / "checkpoints") as checkpoints:
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
         newest = checkpoints.latest()
         if newest is None:
             raise ValueError(f"{workdir} holds no checkpoint: train first, or give its --workdir")

@@ -20,6 +20,7 @@ CONTRAST = 0.2
 BRIGHTNESS = 0.1  # of full scale
 SPECKLE = 0.1  # standard deviation, relative
 
+DRAWS = 9  # of an image: 5 for its geometry, 4 for its colours
 KEPT_AREA = 0.5  # of a box that has to stay in the picture
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -36,7 +37,7 @@ def augment(
     Geometry: a mirroring where the task allows it, and one affine resampling (rotation, scale,
     shift) of image (bilinear, black outside), mask (nearest, 255 outside), box and points. A
     point that leaves the image is no longer valid. A box becomes the box of the ellipse that
-    filled it: corners would overstate a turned lesion by a third of its area (Kalra et al.,
+    filled it: corners would overstate a turned lesion by up to half its area (Kalra et al.,
     "Towards Rotation Invariance in Object Detection", ICCV 2021). Where less than half of a box
     would be left in the picture, the image keeps its place. Then gamma, contrast, brightness and
     multiplicative noise.
@@ -55,8 +56,13 @@ def augment(
         raise ValueError(f"strength of augmentation is {strength}; give a number from 0 to 1")
     if strength == 0:
         return {**batch, "image": batch["image"].astype(jnp.float32)}
-    where, how = jax.random.split(key)
-    matrix, shift = _geometry(batch, where, strength, flip_ok)
+    slots, images, height, width = batch["image"].shape[:4]
+    # All of an image's chance in one draw: every further one costs half a second to compile.
+    bits = jax.random.bits(key, (slots, images, DRAWS + height * width))
+    draws = bits[..., :DRAWS].astype(jnp.float32) / 2.0**31 - 1  # even in [-1, 1]
+    noise = bits[..., DRAWS:].reshape(slots, images, height, width)
+    may_flip = flip_ok[batch["task"]][:, None]
+    matrix, shift = _geometry(draws, may_flip, height / width, strength)
     moved = dict(batch)
     if "box" in batch:
         box = _move_box(batch["box"], matrix, shift)
@@ -74,7 +80,7 @@ def augment(
     image, mask = _resample(batch["image"], batch.get("mask"), matrix, shift)
     if mask is not None:
         moved["mask"] = mask
-    return moved | {"image": _recolour(image, how, strength)}
+    return moved | {"image": _recolour(image, draws, noise, strength)}
 
 
 def normalise(image: jax.Array) -> jax.Array:
@@ -91,27 +97,25 @@ def normalise(image: jax.Array) -> jax.Array:
 
 
 def _geometry(
-    batch: Batch, key: jax.Array, strength: float, flip_ok: jax.Array
+    draws: jax.Array, may_flip: jax.Array, aspect: float, strength: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Draws matrices [S, n, 2, 2] and shifts [S, n, 2] of the map u -> M (u - 1/2) + 1/2 + t.
+    """Makes matrices [S, n, 2, 2] and shifts [S, n, 2] of the map u -> M (u - 1/2) + 1/2 + t.
 
-    u is x, y as pixel / size.
+    u is x, y as pixel / size; aspect is height / width.
     """
-    height, width = batch["image"].shape[2:4]
-    draws = jax.random.uniform(key, (*batch["valid"].shape, 5), minval=-1.0)
     angle = draws[..., 0] * strength * ROTATION
     scale = (1 + SCALE) ** (draws[..., 1] * strength)
-    mirror = jnp.where((draws[..., 2] < 0) & flip_ok[batch["task"]][:, None], -1.0, 1.0)
+    mirror = jnp.where((draws[..., 2] < 0) & may_flip, -1.0, 1.0)
     cos, sin = scale * jnp.cos(angle), scale * jnp.sin(angle)
     # A turn of the picture in pixels, written for sides of length 1.
     matrix = jnp.stack(
         [
-            jnp.stack([cos * mirror, -sin * height / width], axis=-1),
-            jnp.stack([sin * mirror * width / height, cos], axis=-1),
+            jnp.stack([cos * mirror, -sin * aspect], axis=-1),
+            jnp.stack([sin * mirror / aspect, cos], axis=-1),
         ],
         axis=-2,
     )
-    return matrix, draws[..., 3:] * strength * SHIFT
+    return matrix, draws[..., 3:5] * strength * SHIFT
 
 
 def _move(points: jax.Array, matrix: jax.Array, shift: jax.Array) -> jax.Array:
@@ -142,18 +146,18 @@ def _resample(
     x = x - shift[..., 0, None]
     y = y - shift[..., 1, None]
 
-    def source(row, size):  # where in the image, in pixels, the pixels of the result come from
+    def source(row, size):
+        """Where the result's pixels come from, in pixels from the one before the image."""
         across = inverse[..., row, 0, None] * x
         down = inverse[..., row, 1, None] * y
-        place = (across[..., None, :] + down[..., None] + 0.5) * size - 0.5
-        place = jnp.clip(place, -1, size)
-        # The barrier keeps XLA from rounding a place twice, once up and once down.
-        first = jax.lax.optimization_barrier(jnp.minimum(jnp.floor(place), size - 1))
-        return first.astype(jnp.int32) + 1, place - first
+        place = (across[..., None, :] + down[..., None] + 0.5) * size + 0.5
+        return jnp.clip(place, 0, size + 1)
 
-    column, right = source(0, width)
-    line, below = source(1, height)
-    index = (line * (width + 1) + column).reshape(*line.shape[:2], -1)
+    column, line = source(0, width), source(1, height)
+    first_column = jnp.minimum(column.astype(jnp.int32), width)
+    first_line = jnp.minimum(line.astype(jnp.int32), height)
+    index = (first_line * (width + 1) + first_column).reshape(*line.shape[:2], -1)
+    odd_column, odd_line = (1 - jnp.abs(1 - place % 2) for place in (column, line))
 
     def neighbours(pixels, outside):
         packed = _pack(pixels, outside)
@@ -161,12 +165,11 @@ def _resample(
         return found.reshape(line.shape)
 
     planes = [neighbours(image[..., channel], 0) for channel in range(image.shape[-1])]
-    moved = jnp.stack([_bilinear(plane, right, below) for plane in planes], axis=-1)
+    moved = jnp.stack([_bilinear(plane, odd_column, odd_line) for plane in planes], axis=-1)
     if mask is None:
         return moved, None
-    packed = neighbours(mask, IGNORE)
-    nearest = 8 * (right >= 0.5).astype(jnp.uint32) + 16 * (below >= 0.5).astype(jnp.uint32)
-    return moved, (packed >> nearest & 255).astype(jnp.uint8)
+    nearest = 8 * (odd_column >= 0.5).astype(jnp.uint32) + 16 * (odd_line >= 0.5)
+    return moved, (neighbours(mask, IGNORE) >> nearest & 255).astype(jnp.uint8)
 
 
 def _inverse(matrix: jax.Array) -> jax.Array:
@@ -176,38 +179,41 @@ def _inverse(matrix: jax.Array) -> jax.Array:
 
 
 def _pack(image: jax.Array, outside: int) -> jax.Array:
-    """Puts four neighbours [[a, b], [c, d]] of uint8 [..., H, W] in one number.
+    """Puts four neighbours of a uint8 image [..., H, W] in one number: one gather, not four.
 
-    So a pixel of the result costs one gather and not four.
+    They lie by the parity of their place, not left and right, above and below: the weight of an
+    odd neighbour has no jump at whole places, where XLA may round one place up and down at once.
 
     Returns:
-        uint32 [..., (H + 1) * (W + 1)] of a + b 2^8 + c 2^16 + d 2^24, starting above and left of
-        the image.
+        uint32 [..., (H + 1) * (W + 1)], starting above and left of the image. Bytes from the
+        lowest: even line and column, odd column, odd line, both odd.
     """
     around = [(0, 0)] * (image.ndim - 2) + [(1, 1), (1, 1)]
     image = jnp.pad(image, around, constant_values=outside).astype(jnp.uint32)
-    top, bottom = image[..., :-1, :], image[..., 1:, :]
-    rows = top | bottom << 16
-    packed = rows[..., :-1] | rows[..., 1:] << 8
-    return packed.reshape(*packed.shape[:-2], -1)
+    height, width = image.shape[-2:]
+    line = jnp.arange(height - 1, dtype=jnp.uint32)[:, None] % 2 * 16
+    column = jnp.arange(width - 1, dtype=jnp.uint32) % 2 * 8
+    image = image[..., :-1, :] << line | image[..., 1:, :] << 16 - line
+    image = image[..., :-1] << column | image[..., 1:] << 8 - column
+    return image.reshape(*image.shape[:-2], -1)
 
 
-def _bilinear(packed: jax.Array, right: jax.Array, below: jax.Array) -> jax.Array:
+def _bilinear(packed: jax.Array, odd_column: jax.Array, odd_line: jax.Array) -> jax.Array:
     a, b, c, d = ((packed >> shift & 255).astype(jnp.float32) for shift in (0, 8, 16, 24))
-    top = a + (b - a) * right
-    bottom = c + (d - c) * right
-    return top + (bottom - top) * below
+    even = a + (b - a) * odd_column
+    odd = c + (d - c) * odd_column
+    return even + (odd - even) * odd_line
 
 
-def _recolour(image: jax.Array, key: jax.Array, strength: float) -> jax.Array:
+def _recolour(image: jax.Array, draws: jax.Array, noise: jax.Array, strength: float) -> jax.Array:
     """Gamma, contrast, brightness and multiplicative noise on images [S, n, H, W, C]."""
-    draw, speckle = jax.random.split(key)
-    draws = jax.random.uniform(draw, (4, *image.shape[:2], 1, 1, 1), minval=-1.0) * strength
-    image = jnp.power(image / 255, GAMMA ** draws[0])
-    noise = jax.random.bits(speckle, image.shape[:-1], jnp.uint32)[..., None]
-    # The sum of four bytes is close to normal, and much cheaper.
-    total = sum((noise >> shift & 255).astype(jnp.float32) for shift in (0, 8, 16, 24))
-    noise = (total - 510) / 147.8
-    image = image * (1 + noise * SPECKLE * jnp.abs(draws[3]))
-    image = (image - 0.5) * (1 + CONTRAST * draws[1]) + 0.5 + BRIGHTNESS * draws[2]
+    gamma, contrast, brightness, speckle = jnp.moveaxis(
+        strength * draws[..., 5:, None, None, None], 2, 0
+    )
+    image = jnp.power(image / 255, GAMMA**gamma)
+    # The sum of four random bytes is close to normal, and much cheaper.
+    total = (noise & 255) + (noise >> 8 & 255) + (noise >> 16 & 255) + (noise >> 24)
+    normal = (total[..., None].astype(jnp.float32) - 510) / 147.8
+    image = image * (1 + normal * SPECKLE * jnp.abs(speckle))
+    image = (image - 0.5) * (1 + CONTRAST * contrast) + 0.5 + BRIGHTNESS * brightness
     return jnp.clip(image, 0, 1) * 255

@@ -1,6 +1,7 @@
 """Answers of the model to rows of a folder, at original size."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -81,9 +82,8 @@ class Predictor:
                     for name, value in outputs.items()
                 }
                 of_rows = [{k: v[i] for k, v in outputs.items()} for i in range(len(chunk))]
-                yield from zip(
-                    chunk, pool.map(lambda r, o, t=task: answer(t, r, o), chunk, of_rows)
-                )
+                answers = pool.map(functools.partial(answer, task), chunk, of_rows)
+                yield from zip(chunk, answers, strict=True)
 
     def _program(self, kind: str) -> Callable[..., Mapping[str, jax.Array]]:
         """(params, uint8 images [S, n, H, W, C], task int32 [S]) -> what `answer` reads."""

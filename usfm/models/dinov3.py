@@ -67,6 +67,7 @@ class Attention(nnx.Module):
         self.out = nnx.Linear(width, width, kernel_init=_weight, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
+        """[B, N, D] to [B, N, D]; rope as `rotary` makes it."""
         q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
         if self.q_bias is not None and self.v_bias is not None:
             q, v = q + self.q_bias[...].astype(q.dtype), v + self.v_bias[...].astype(v.dtype)
@@ -105,6 +106,7 @@ class MLP(nnx.Module):
         self.down = linear(variant.mlp_width, variant.width)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] to [..., D]."""
         if self.gate is None:
             return self.down(jax.nn.gelu(self.up(x), approximate=False))
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
@@ -123,6 +125,7 @@ class Block(nnx.Module):
         self.layer_scale2 = nnx.Param(jnp.full(width, variant.layer_scale))
 
     def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
+        """[B, N, D] to [B, N, D]; rope as `rotary` makes it."""
         scale1 = self.layer_scale1[...].astype(x.dtype)
         scale2 = self.layer_scale2[...].astype(x.dtype)
         x = x + scale1 * self.attn(self.norm1(x).astype(x.dtype), rope)

@@ -33,16 +33,15 @@ class DPT(nnx.Module):
         self.fuse = nnx.List([ResidualConvUnit(features, dtype, rngs) for _ in self.scales])
 
     def __call__(self, taps: jax.Array) -> jax.Array:
+        """[4, n, h, w, D] to [n, scale * h, scale * w, features]."""
         # Shallow taps keep detail and become the fine scales; the finest are dropped when the
         # result is coarser.
         maps = taps[len(taps) - len(self.scales) :]
-        x = None
-        for scale, project, fuse, features in reversed(
-            list(zip(self.scales, self.reassemble, self.fuse, maps, strict=True))
-        ):
-            skip = self._rescale(features, scale, project)
-            x = skip if x is None else skip + double(x)[:, : skip.shape[1], : skip.shape[2]]
-            x = fuse(x)
+        *finer, x = map(self._rescale, maps, self.scales, self.reassemble)
+        *fuse_finer, fuse = self.fuse
+        x = fuse(x)
+        for skip, fuse in zip(reversed(finer), reversed(fuse_finer), strict=True):
+            x = fuse(skip + double(x)[:, : skip.shape[1], : skip.shape[2]])
         return x
 
     def _rescale(self, x: jax.Array, scale: float, project: nnx.Linear) -> jax.Array:
@@ -62,6 +61,7 @@ class ResidualConvUnit(nnx.Module):
         self.conv2 = nnx.Conv(features, features, (3, 3), dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """[n, h, w, features] to the same."""
         return x + self.conv2(jax.nn.relu(self.conv1(jax.nn.relu(x))))
 
 

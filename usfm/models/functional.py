@@ -17,7 +17,7 @@ Params = dict[str, Any]
 def split(module: nnx.Module) -> tuple[nnx.GraphDef, Params]:
     """Takes a module apart into its structure and a nested dict of its parameters."""
     graphdef, state = nnx.split(module)
-    return graphdef, nnx.as_pure(state)
+    return graphdef, nnx.to_pure_dict(state)
 
 
 def merge(graphdef: nnx.GraphDef, params: Params) -> Any:

@@ -28,6 +28,7 @@ class SegmentationDecoder(nnx.Module):
         self.head_inputs = features // 2
 
     def __call__(self, taps: jax.Array) -> jax.Array:
+        """[4, n, h, w, D] to [n, 8h, 8w, features / 2]."""
         return jax.nn.gelu(double(self.project(self.dpt(taps))))
 
 
@@ -48,6 +49,7 @@ class ClassificationDecoder(nnx.Module):
         self.head_inputs = width
 
     def __call__(self, taps: jax.Array) -> jax.Array:
+        """[4, n, h, w, D] to [n, D]."""
         n, width = taps.shape[1], taps.shape[-1]
         x = taps[-1].reshape(n, -1, width)
         keys, values = (f(x).reshape(n, -1, self.heads, width // self.heads)
@@ -66,6 +68,7 @@ class DetectionDecoder(nnx.Module):
         self.head_inputs = features
 
     def __call__(self, taps: jax.Array) -> jax.Array:
+        """[4, n, h, w, D] to [n, 2h, 2w, features]."""
         return jax.nn.relu(self.dpt(taps))
 
 
@@ -77,7 +80,11 @@ class RegressionDecoder(nnx.Module):
         self.head_inputs = features
 
     def __call__(self, taps: jax.Array) -> jax.Array:
+        """[4, n, h, w, D] to [n, 4h, 4w, features]."""
         return jax.nn.relu(self.dpt(taps))
+
+
+Decoder = SegmentationDecoder | ClassificationDecoder | DetectionDecoder | RegressionDecoder
 
 
 def segmentation(raw: jax.Array, real: jax.Array, image_size: tuple[int, int]) -> Outputs:

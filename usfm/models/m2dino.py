@@ -124,7 +124,7 @@ class M2DINO:
     def _make_encoder(self, rngs: nnx.Rngs) -> DINOv3:
         return DINOv3(self._numbers, jnp.dtype(self.dtype), rngs)
 
-    def _make_decoder(self, kind: str) -> Callable[[nnx.Rngs], nnx.Module]:
+    def _make_decoder(self, kind: str) -> Callable[[nnx.Rngs], heads.Decoder]:
         width, dtype = self._numbers.width, jnp.dtype(self.dtype)
         match kind:
             case "segmentation":

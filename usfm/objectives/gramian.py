@@ -21,7 +21,9 @@ class Encode(Protocol):
 
     def __call__(
         self, params: Params, image: jax.Array, task: jax.Array, *, train: bool, key: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]: ...
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """See M2DINO.encode."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +48,9 @@ class Functions:
 
     def of_type(self, tree: Any, kind: str) -> Any:
         """The part of a tree of [S, ...] arrays that belongs to the slots of one type."""
-        start = 0
-        for other, count in self.slots.items():
-            if other == kind:
-                return jax.tree.map(lambda a: a[start : start + count], tree)
-            start += count
-        raise KeyError(kind)
+        kinds = list(self.slots)
+        start = sum(self.slots[other] for other in kinds[: kinds.index(kind)])
+        return jax.tree.map(lambda a: a[start : start + self.slots[kind]], tree)
 
 
 def slot_losses(
@@ -176,5 +175,7 @@ def gramian(gradients: SlotGradients, functions: Functions) -> jax.Array:
 
 
 def _products(stack: Params) -> jax.Array:
+    # Accelerators would round the factors, and a conflict is a matter of sign.
     leaves = (leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(stack))
-    return sum((leaf @ leaf.T for leaf in leaves), start=jnp.float32(0))  # pyrefly: ignore
+    products = [jnp.matmul(leaf, leaf.T, precision="highest") for leaf in leaves]
+    return jnp.stack(products).sum(0)

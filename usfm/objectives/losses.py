@@ -75,18 +75,20 @@ def detection(outputs: Arrays, labels: Arrays, valid: jax.Array) -> tuple[jax.Ar
         labels: box [n, 4] as xyxy.
         valid: bool [n].
     """
-    heat, box = outputs["heat"], labels["box"]
+    heat, box = outputs["heat"], _known(labels["box"], valid)
     h, w = heat.shape[1:]
     grid = jnp.array([w, h], jnp.float32)
     centre, size = (box[:, :2] + box[:, 2:]) / 2, box[:, 2:] - box[:, :2]
     # At least one cell wide, so that small boxes still have neighbours to learn from.
     near = _gaussian(centre, jnp.maximum(size / 6, 1 / grid), h, w)
-    positive = (near == near.max((1, 2), keepdims=True)).astype(jnp.float32)
+    # Not where `near` is largest: compiled twice, it need not equal its own maximum.
+    x, y = jnp.clip(centre * grid, 0, grid - 1).astype(jnp.int32).T
+    positive = jax.nn.one_hot(y, h)[:, :, None] * jax.nn.one_hot(x, w)[:, None, :]
 
     probs = jax.nn.sigmoid(heat)
     focal = positive * (1 - probs) ** 2 * jax.nn.log_sigmoid(heat)
     focal += (1 - positive) * (1 - near) ** 4 * probs**2 * jax.nn.log_sigmoid(-heat)
-    focal = -focal.sum((1, 2)) / positive.sum((1, 2))
+    focal = -focal.sum((1, 2))
 
     weights = near / near.sum((1, 2), keepdims=True)
     target = jnp.broadcast_to(box[:, None, None], outputs["boxes"].shape)
@@ -109,7 +111,8 @@ def regression(outputs: Arrays, labels: Arrays, valid: jax.Array) -> tuple[jax.A
     """
     heat = outputs["heat"]
     n, h, w, k = heat.shape
-    points, present = labels["points"][:, :k], labels["points_valid"][:, :k] & valid[:, None]
+    present = labels["points_valid"][:, :k] & valid[:, None]
+    points = _known(labels["points"][:, :k], present)
     sigma = jnp.full(2, LANDMARK_SIGMA) / jnp.array([w, h])
     target = _gaussian(points.reshape(n * k, 2), sigma, h, w).reshape(n, k, h * w)
     target /= jnp.maximum(target.sum(-1, keepdims=True), 1e-6)
@@ -147,6 +150,11 @@ def _gaussian(centre: jax.Array, sigma: jax.Array, h: int, w: int) -> jax.Array:
     x = ((jnp.arange(w) + 0.5) / w - centre[:, :1]) / sigma[..., :1]
     y = ((jnp.arange(h) + 0.5) / h - centre[:, 1:]) / sigma[..., 1:]
     return jnp.exp(-0.5 * x**2)[:, None, :] * jnp.exp(-0.5 * y**2)[:, :, None]
+
+
+def _known(labels: jax.Array, known: jax.Array) -> jax.Array:
+    """Labels [..., d] with those that do not count zeroed: a NaN there would reach the gradient."""
+    return jnp.where(known[..., None], labels, 0)
 
 
 def _sum_valid(values: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:

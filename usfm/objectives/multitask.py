@@ -96,7 +96,7 @@ def value_and_grad(
         slots = jnp.where(kept[:, None] & kept[None, :], slots, 0)
     else:
         kept = jnp.ones(task.shape, bool)
-    products = merge @ slots @ merge.T
+    products = jnp.einsum("ts,sr,ur->tu", merge, slots, merge, precision="highest")
 
     weights = surgery.weights(method, products, present=present, key=method_key)
     weights = weights * (present.sum() / jnp.maximum(weights.sum(), 1e-12))
@@ -106,7 +106,8 @@ def value_and_grad(
 
         def leaf(g: jax.Array) -> jax.Array:
             keep = kept.reshape(-1, *[1] * (g.ndim - 1))
-            return jnp.einsum("s,s...->...", scale, jnp.where(keep, g, 0) if skip_nonfinite else g)
+            g = jnp.where(keep, g, 0) if skip_nonfinite else g
+            return jnp.einsum("s,s...->...", scale, g, precision="highest")
 
         return jax.tree.map(leaf, stack)
 

@@ -61,7 +61,7 @@ def _pcgrad(gramian: jax.Array, present: jax.Array, orders: jax.Array) -> jax.Ar
     norms = jnp.diagonal(gramian)
 
     def project(c: jax.Array, j: jax.Array) -> tuple[jax.Array, None]:
-        product = gramian[j] @ c
+        product = jnp.vdot(gramian[j], c, precision="highest")
         conflict = (product < 0) & (norms[j] > 0)
         return c.at[j].add(
             jnp.where(conflict, -product / jnp.where(conflict, norms[j], 1), 0)

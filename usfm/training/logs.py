@@ -2,6 +2,7 @@
 
 import collections
 import json
+import pathlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,6 @@ from typing import Any
 import jax
 import numpy as np
 import tqdm
-from etils import epath
 
 # Steps whose metrics may still be on their way when the loop goes on.
 LAG = 2
@@ -18,9 +18,9 @@ LAG = 2
 _compilations = 0
 
 
-def _count_compilations(event: str, duration: float, **_: Any) -> None:
+def _count_compilations(event: str, duration_secs: float, **_: Any) -> None:
     global _compilations
-    del duration
+    del duration_secs
     _compilations += event == "/jax/core/compile/backend_compile_duration"
 
 
@@ -45,7 +45,7 @@ class Log:
     """
 
     def __init__(
-        self, path: epath.Path, tasks: Sequence[str], *, start: int, steps: int, every: int
+        self, path: pathlib.Path, tasks: Sequence[str], *, start: int, steps: int, every: int
     ):
         self._tasks, self._every, self._steps = tasks, every, steps
         self._path = path

@@ -1,7 +1,7 @@
 """One training step: augment, task losses and their gradient, update. Compiled once."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -77,11 +77,7 @@ def make_step(
         new = TrainState(state.step, params, opt_state, memory)
         new = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, state)
         metrics = {"losses": losses, "present": present, "grad_norm": grad_norm, "ok": ok}
-        return _at_step(new, state.step + 1), metrics
+        return dataclasses.replace(new, step=state.step + 1), metrics
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
-
-
-def _at_step(state: TrainState, step: jax.Array) -> Any:
-    return TrainState(step, state.params, state.opt_state, state.multitask)

@@ -144,6 +144,7 @@ def _with_steps(
     state, abstract = create(model, optimizer, config.train.seed, mesh)
     step = make_step(model, slots, optimizer, config, abstract)
     batch = batches[0]
+    assert batch is not None  # grain allows for filters, and there is none
     seconds = [_timed(step, state, batch, mesh) for state in _copies(state, PROBE_STEPS + 1)]
     per_step = statistics.median(seconds[1:])  # the first one compiles
     left = config.train.seconds - (time.perf_counter() - began)
