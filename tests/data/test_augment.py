@@ -13,6 +13,14 @@ KEY = jax.random.key(3)
 Y, X = np.mgrid[:HEIGHT, :WIDTH] + 0.5
 
 
+LABELS = {
+    "box": np.zeros(4, np.float32),
+    "points": np.zeros((3, 2), np.float32),
+    "points_valid": np.zeros(3, bool),
+    "mask": np.zeros((HEIGHT, WIDTH), np.uint8),
+}
+
+
 def batch_of(image, **labels):
     """A batch that holds one picture and its labels everywhere; slot s is of task s % 2."""
 
@@ -23,13 +31,19 @@ def batch_of(image, **labels):
         "image": fill(np.asarray(image, np.uint8).reshape(HEIGHT, WIDTH, -1)),
         "task": jnp.arange(SLOTS, dtype=jnp.int32) % 2,
         "valid": jnp.ones((SLOTS, IMAGES), bool),
-        **{name: fill(value) for name, value in labels.items()},
+        **{name: fill(value) for name, value in (LABELS | labels).items()},
     }
 
 
-def run(batch, key=KEY, strength=1.0, flip_ok=(True, False)):
-    compiled = jax.jit(functools.partial(augment, strength=strength, flip_ok=jnp.array(flip_ok)))
-    return jax.tree.map(np.asarray, compiled(batch, key))
+@functools.cache
+def compiled(strength, *constants):
+    flip_ok = jnp.array([True, False])
+    return jax.jit(functools.partial(augment, strength=strength, flip_ok=flip_ok))
+
+
+def run(batch, key=KEY, strength=1.0):
+    constants = [getattr(module, name) for name in ("SHIFT", "GAMMA")]  # what tests may change
+    return jax.tree.map(np.asarray, compiled(strength, *constants)(batch, key))
 
 
 @pytest.fixture
@@ -52,7 +66,7 @@ def ellipse(box):
 
 
 def test_strength_zero_changes_nothing():
-    box = np.float32([0.1, 0.2, 0.5, 0.6])
+    box = np.array([0.1, 0.2, 0.5, 0.6], np.float32)
     batch = batch_of(noise_image(), box=box)
     same = run(batch, strength=0.0)
     assert same["image"].dtype == np.float32
@@ -89,21 +103,35 @@ def test_half_of_the_images_are_mirrored_where_the_task_allows_it():
 
 
 def test_points_follow_the_image(true_colours):
-    point = np.float32([[0.4, 0.55]])
+    point = np.array([[0.4, 0.55]] * 3, np.float32)
     drawn = np.exp(-((X - point[0, 0] * WIDTH) ** 2 + (Y - point[0, 1] * HEIGHT) ** 2) / 18)
-    moved = run(batch_of(255 * drawn, points=point, points_valid=[True]))
+    moved = run(batch_of(255 * drawn, points=point, points_valid=[True] * 3))
     image = moved["image"][..., 0]
     weight = image.sum(axis=(2, 3))
     found = np.stack(
         [(image * X).sum(axis=(2, 3)) / weight, (image * Y).sum(axis=(2, 3)) / weight], axis=-1
     )
     assert moved["points_valid"].all()
-    np.testing.assert_allclose(moved["points"][:, :, 0] * [WIDTH, HEIGHT], found, atol=0.2)
+    for points in np.moveaxis(moved["points"] * [WIDTH, HEIGHT], 2, 0):
+        np.testing.assert_allclose(points, found, atol=0.2)
     assert found.std(axis=(0, 1)).min() > 1  # they do move
 
 
+def test_shapes_are_turned_and_scaled_but_not_sheared():
+    corner = np.array([[0.5, 0.5], [0.5 + 10 / WIDTH, 0.5], [0.5, 0.5 + 10 / HEIGHT]], np.float32)
+    moved = run(batch_of(noise_image(), points=corner, points_valid=[True] * 3))
+    points = moved["points"] * [WIDTH, HEIGHT]
+    one, other = points[:, :, 1] - points[:, :, 0], points[:, :, 2] - points[:, :, 0]
+    np.testing.assert_allclose((one * other).sum(axis=-1), 0, atol=0.01)
+    length = np.linalg.norm(one, axis=-1)
+    np.testing.assert_allclose(length, np.linalg.norm(other, axis=-1), rtol=1e-3)
+    assert 10 / 1.21 < length.min() < 9 < 11 < length.max() < 12.1
+    turn = np.abs(other[..., 0] / length)
+    assert np.sin(np.pi / 16) < turn.max() < np.sin(np.pi / 11)
+
+
 def test_points_that_leave_the_image_are_no_longer_valid():
-    points = np.float32([[0.02, 0.5], [0.5, 0.5], [0.98, 0.5]])
+    points = np.array([[0.02, 0.5], [0.5, 0.5], [0.98, 0.5]], np.float32)
     moved = run(batch_of(noise_image(), points=points, points_valid=[True, True, False]))
     valid = moved["points_valid"]
     assert 0.2 < valid[..., 0].mean() < 0.8
@@ -127,7 +155,7 @@ def test_the_mask_follows_the_image_and_is_255_outside(true_colours):
 
 
 def test_a_box_follows_the_ellipse_that_fills_it(true_colours):
-    box = np.float32([0.35, 0.3, 0.65, 0.6])
+    box = np.array([0.35, 0.3, 0.65, 0.6], np.float32)
     moved = run(batch_of(255 * ellipse(box), box=box))
     seen = moved["image"][..., 0] > 127
     for slot, image in np.ndindex(SLOTS, IMAGES):
@@ -140,14 +168,14 @@ def test_a_box_follows_the_ellipse_that_fills_it(true_colours):
 def test_an_image_whose_box_would_leave_keeps_its_place(true_colours, monkeypatch):
     monkeypatch.setattr(module, "SHIFT", 0.6)
     image = noise_image()
-    box = np.float32([0.05, 0.1, 0.35, 0.4])
-    points = np.float32([[0.2, 0.2]])
-    batch = batch_of(image, box=box, points=points, points_valid=[True])
+    box = np.array([0.05, 0.1, 0.35, 0.4], np.float32)
+    points = np.array([[0.2, 0.2]] * 3, np.float32)
+    batch = batch_of(image, box=box, points=points, points_valid=[True] * 3)
     moved = run(batch)
     kept = np.abs(moved["image"] - image).max(axis=(2, 3, 4)) < 0.1
     assert 0.2 < kept.mean() < 0.9
     np.testing.assert_array_equal(moved["box"][kept], np.broadcast_to(box, (kept.sum(), 4)))
-    np.testing.assert_allclose(moved["points"][kept], np.broadcast_to(points, (kept.sum(), 1, 2)))
+    np.testing.assert_allclose(moved["points"][kept], np.broadcast_to(points, (kept.sum(), 3, 2)))
     low, high = moved["box"][~kept, :2], moved["box"][~kept, 2:]
     assert (moved["box"] >= 0).all()
     assert (moved["box"] <= 1).all()
@@ -155,13 +183,17 @@ def test_an_image_whose_box_would_leave_keeps_its_place(true_colours, monkeypatc
     assert np.prod(high - low, axis=-1).min() > 0.5 * 0.09 / 1.2**2 - 1e-6
 
 
-def test_slots_without_boxes_and_points_move_and_keep_zeros():
+def test_labels_a_slot_does_not_have_stay_zero_and_do_not_hold_its_image():
     image = noise_image()
-    zeros = {"box": np.zeros(4, np.float32), "points": np.zeros((2, 2), np.float32)}
-    moved = run(batch_of(image, **zeros, points_valid=[False, False]))
+    batch = batch_of(image)
+    moved = run(batch)
     assert not moved["box"].any()
     assert not moved["points"].any()
-    np.testing.assert_allclose(moved["image"], run(batch_of(image))["image"], atol=0.01)
+    assert not moved["points_valid"].any()
+    bare = {name: array for name, array in batch.items() if name not in LABELS}
+    alone = run(bare)
+    assert set(alone) == set(bare)
+    np.testing.assert_allclose(moved["image"], alone["image"], atol=0.01)
 
 
 def test_one_device_and_eight_give_the_same():

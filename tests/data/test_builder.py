@@ -6,13 +6,14 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 
 from usfm.data import builder
 from usfm.data.builder import SPLIT, open_store
-from usfm.data.folder import Folder
+from usfm.data.folder import Folder, Row
 from usfm.data.image import read_image, read_mask, resize_image, resize_mask
 
 SIZE = (16, 24)
@@ -47,6 +48,21 @@ def last(config, row):
         os.kill(os.getpid(), signal.SIGKILL)
     return example(config, row)
 builder._example = last
+"""
+    + OPEN
+)
+
+# The process waits in the middle until a file appears.
+HELD = (
+    """
+import pathlib, sys, time
+import usfm.data.builder as builder
+example = builder._example
+def held(config, row):
+    while not pathlib.Path(sys.argv[3]).exists():
+        time.sleep(0.02)
+    return example(config, row)
+builder._example = held
 """
     + OPEN
 )
@@ -92,7 +108,7 @@ def test_labels_are_those_of_the_rows_in_parts_of_the_original_size(small_folder
 
 def test_missing_labels_are_marked(small_folder, tmp_path):
     blank = {"label": None, "box": None, "points": (), "mask_path": "", "mask_content": ""}
-    rows = {
+    rows: dict[str, tuple[Row, ...]] = {
         id_: (dataclasses.replace(some[0], **blank), *some[1:])
         for id_, some in small_folder.rows.items()
     }
@@ -204,8 +220,15 @@ def test_a_failed_build_leaves_no_store(small_folder, tmp_path):
 
 
 def test_two_processes_that_build_at_once_both_have_the_store(saved_folder, tmp_path):
-    both = [run(OPEN, saved_folder, tmp_path / "cache") for _ in range(2)]
-    outputs = [process.communicate() for process in both]
-    assert [process.returncode for process in both] == [0, 0], outputs
+    cache, go = tmp_path / "cache", tmp_path / "go"
+    first = run(HELD, saved_folder, cache, go)
+    while first.poll() is None and not list(cache.glob("*.building")):
+        time.sleep(0.02)
+    second = run(OPEN, saved_folder, cache)
+    assert second.stderr is not None
+    assert "waiting for the process that builds in" in second.stderr.readline()
+    go.touch()
+    outputs = [process.communicate() for process in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0), outputs
     assert outputs[0][0] == outputs[1][0] != ""
-    assert len(stores(tmp_path / "cache")) == 1
+    assert len(stores(cache)) == 1
