@@ -7,9 +7,12 @@ python -m usfm.main --config=configs/fm_uia.py:debug --workdir=runs/b --config.d
 from ml_collections import ConfigDict
 
 from usfm import config as usfm_config
+from usfm.errors import UserError
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The experiment; `:debug` shrinks it to a two-minute CPU run."""
+    if arg not in ("", "debug"):
+        raise UserError(f"configs/fm_uia.py:{arg} is not known; give :debug or nothing")
     config = usfm_config.base()
-    return usfm_config.debug(config) if arg == "debug" else config
+    return usfm_config.debug(config) if arg else config

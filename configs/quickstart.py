@@ -1,6 +1,6 @@
 """The built-in phantom tasks on two CPU cores, in two minutes: make quickstart.
 
-The folder is written on first use; it is read like any other FM_UIA folder.
+tools/make_phantoms.py writes their folder first; it is read like any other FM_UIA folder.
 """
 
 from ml_collections import ConfigDict
@@ -12,6 +12,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """The experiment; it is small already, so `:debug` changes nothing more."""
     del arg
     config = usfm_config.debug(usfm_config.base())
-    config.data.root = "phantoms"
+    config.data.root = "runs/phantoms"
+    config.data.cache_dir = "runs/cache"
     config.evaluate.before_training = True
     return config

@@ -1,8 +1,11 @@
 """What every test may count on: 8 CPU devices, parsed flags, and small data."""
 
 import dataclasses
+import fcntl
 import os
 import pathlib
+import subprocess
+import sys
 from collections.abc import Callable
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
@@ -15,6 +18,7 @@ from PIL import Image
 from usfm.data.builder import open_store
 from usfm.data.folder import Folder, Row
 from usfm.data.image import content_hash
+from usfm.data.phantoms import write_folder
 from usfm.data.store import Store
 from usfm.tasks import Task
 
@@ -101,3 +105,97 @@ def make_store(tmp_path_factory) -> Callable[..., Store]:
         return made[rows]
 
     return make
+
+
+PHANTOM_TASKS = (
+    "FUGC",
+    "breast_2cls",
+    "breast_lesion",
+    "cardiac_multi",
+    "fetal_femur",
+    "lung_2cls",
+    "thyroid_nodule_det",
+    "uterine_fibroid_det",
+)
+
+
+@pytest.fixture(scope="session")
+def session_dir(tmp_path_factory) -> pathlib.Path:
+    """A folder that all processes of this session of tests share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def phantoms(session_dir) -> pathlib.Path:
+    """A folder of two phantom tasks of each type, 12 rows each."""
+    root = session_dir / "phantoms"
+    write_folder(root, tasks=PHANTOM_TASKS, rows=12)
+    return root
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A small run of the command line: 24 steps of one slot a type, so tasks take turns.
+
+    The programs it compiles are kept for the session: a later run of the same starts at once.
+    """
+
+    data: pathlib.Path
+    shared: pathlib.Path
+
+    def command(self, workdir: pathlib.Path, *flags: str) -> list[str]:
+        config = {
+            "data.root": self.data,
+            "data.cache_dir": self.shared / "stores",
+            "data.image_size": 32,
+            "data.val_fraction": 0.5,
+            "model.decoder_width": 8,
+            "train.steps": 24,
+            "train.slots": 4,
+            "train.examples_per_slot": 2,
+            "train.log_every": 1,
+            "checkpoint.every_steps": 3,
+        }
+        return [
+            *(sys.executable, "-m", "usfm.main", "--config=configs/fm_uia.py:debug"),
+            *(f"--config.{field}={value}" for field, value in config.items()),
+            *(f"--workdir={workdir}", *flags),
+        ]
+
+    def start(self, workdir: pathlib.Path, *flags: str) -> subprocess.Popen[str]:
+        """Starts the process, in a group of its own."""
+        return subprocess.Popen(
+            self.command(workdir, *flags),
+            cwd=pathlib.Path(__file__).parents[1],
+            env=os.environ
+            | {"JAX_NUM_CPU_DEVICES": "1", "JAX_COMPILATION_CACHE_DIR": f"{self.shared}/programs"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def __call__(self, workdir: pathlib.Path, *flags: str) -> subprocess.CompletedProcess[str]:
+        """Runs it to its end."""
+        process = self.start(workdir, *flags)
+        output, errors = process.communicate(timeout=300)
+        return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+@pytest.fixture(scope="session")
+def run(phantoms, session_dir) -> Run:
+    return Run(phantoms, session_dir)
+
+
+@pytest.fixture(scope="session")
+def trained(run, session_dir) -> pathlib.Path:
+    """The workdir of a run that nothing disturbed, scored before and after."""
+    workdir = session_dir / "trained"
+    with (session_dir / "trained.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not workdir.exists():
+            done = run(workdir, "--config.evaluate.before_training=True")
+            (session_dir / "trained.txt").write_text(f"{done.stdout}\n---\n{done.stderr}")
+            assert done.returncode == 0, done.stderr
+    return workdir

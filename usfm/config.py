@@ -6,6 +6,8 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from usfm.errors import UserError
+
 
 def base() -> ConfigDict:
     """The defaults of a run: M2DINO at ViT-S on an FM_UIA folder, for an accelerator."""
@@ -72,7 +74,7 @@ def base() -> ConfigDict:
     config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = 1000
     config.checkpoint.keep = 2
-    return config
+    return config.lock()  # a config file that misspells a field is told so
 
 
 def debug(config: ConfigDict) -> ConfigDict:
@@ -89,12 +91,16 @@ def check(config: ConfigDict) -> None:
     """Finds what no later step would explain well.
 
     Raises:
-        ValueError: one line that names the field and what to write there.
+        UserError: one line that names the field and what to write there.
     """
+    # Here, so that the command line can be read without waiting for JAX.
+    from usfm.models.dinov3 import VARIANTS
+    from usfm.objectives.multitask import choose_engine
+
     if not config.data.root:
-        raise ValueError("data.root is not set: give --config.data.root=FM_UIA_FOLDER")
+        raise UserError("data.root is not set: give --config.data.root=FM_UIA_FOLDER")
     if config.data.image_size % 16 or config.data.image_size < 16:
-        raise ValueError(
+        raise UserError(
             f"data.image_size={config.data.image_size} is not a multiple of 16; the encoder "
             f"reads 16 x 16 patches: try {max(16, round(config.data.image_size / 16) * 16)}"
         )
@@ -103,12 +109,13 @@ def check(config: ConfigDict) -> None:
         "data.on_bad_row": ("error", "skip"),
         "train.on_nonfinite": ("stop", "skip_task"),
         "evaluate.part": ("val", "test", "all"),
+        "model.variant": tuple(VARIANTS),
         "model.dtype": ("float32", "bfloat16"),
     }.items():
         room, name = field.split(".")
         if config[room][name] not in allowed:
             choices = ", ".join(str(value) for value in allowed)
-            raise ValueError(f"{field}={config[room][name]!r} is not one of {choices}")
+            raise UserError(f"{field}={config[room][name]!r} is not one of {choices}")
     for field, low, high in (
         ("data.fraction", 1e-9, 1.0),
         ("data.augment", 0.0, 1.0),
@@ -121,24 +128,27 @@ def check(config: ConfigDict) -> None:
     ):
         room, name = field.split(".")
         if not low <= config[room][name] <= high:
-            raise ValueError(f"{field}={config[room][name]} is outside [{low:g}, {high:g}]")
+            raise UserError(f"{field}={config[room][name]} is outside [{low:g}, {high:g}]")
+    skip = config.train.on_nonfinite == "skip_task"
+    choose_engine(config.multitask.engine, config.multitask.method, skip)
 
 
-# Fields that may differ when a run goes on: they change where and how fast, not what is learned.
+# Fields that may differ when a run goes on: they change where and how fast, not what is learned,
+# or, as on_nonfinite, how it gets over a bad step.
 FREE = ("data.root", "data.cache_dir", "data.workers", "data.splits_file", "train.log_every",
-        "evaluate.", "mesh.", "checkpoint.")  # fmt: skip
+        "train.on_nonfinite", "evaluate.", "mesh.", "checkpoint.")  # fmt: skip
 
 
 def check_resumable(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Refuses to go on in a workdir with another config than the one it was begun with.
 
     Raises:
-        ValueError: lists the fields that differ.
+        UserError: lists the fields that differ.
     """
     path = workdir / "config.json"
     if not path.exists():
         return
-    old, new = _flat(to_dict(read(path))), _flat(to_dict(config))
+    old, new = flat(to_dict(read(path))), flat(to_dict(config))
     if new.get("train.seconds"):
         new["train.steps"] = old.get("train.steps")  # what the seconds came to
     differ = [
@@ -147,7 +157,7 @@ def check_resumable(config: ConfigDict, workdir: pathlib.Path) -> None:
         if old.get(name) != new.get(name) and not name.startswith(FREE)
     ]
     if differ:
-        raise ValueError(
+        raise UserError(
             f"{workdir} was begun with another config; give its values, or another --workdir:\n"
             + "\n".join(differ)
         )
@@ -157,25 +167,26 @@ def of_run(workdir: pathlib.Path, changed: dict[str, Any]) -> ConfigDict:
     """The config that a workdir was trained with, but for the fields changed just now.
 
     Raises:
-        ValueError: the workdir holds no run.
+        UserError: the workdir holds no run.
     """
     path = workdir / "config.json"
     if not path.exists():
-        raise ValueError(f"{workdir} holds no run (no config.json): train first, or correct it")
+        raise UserError(f"{workdir} holds no run (no config.json): train first, or correct it")
     config = read(path)
     config.update_from_flattened_dict(changed)
     return config
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The fields of a config, as to_dict gives it, by dotted name."""
+    fields = {}
     for name, value in config.items():
         if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{name}.")
+            fields |= flat(value, f"{prefix}{name}.")
         else:
             # As JSON has it: a tuple comes back as a list.
-            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
-    return flat
+            fields[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return fields
 
 
 def write(config: ConfigDict, path: pathlib.Path) -> None:

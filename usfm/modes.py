@@ -12,6 +12,7 @@ from usfm.data.folder import Folder, Row
 from usfm.data.image import read_image
 from usfm.data.source import open_folder, open_splits, rows_in, say, training_rows
 from usfm.data.splits import Splits
+from usfm.errors import UserError
 from usfm.evaluation import trivial
 from usfm.evaluation.evaluate import Evaluation, evaluate, write
 from usfm.evaluation.files import write_atomically
@@ -67,7 +68,7 @@ def run_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
             source_splits = open_splits(trained, source, workdir)
     result, examples = _score(config, predictor, folder, splits, source_splits, source)
     if not result.rows:
-        raise ValueError(
+        raise UserError(
             f"{config.data.root} has no labelled row in part '{config.evaluate.part}'; "
             "set evaluate.part to train's val, test or all"
         )
@@ -160,7 +161,7 @@ def _trained(config: ConfigDict, workdir: pathlib.Path) -> Predictor:
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         newest = checkpoints.latest()
         if newest is None:
-            raise ValueError(f"{workdir} holds no checkpoint: train first, or give its --workdir")
+            raise UserError(f"{workdir} holds no checkpoint: train first, or give its --workdir")
         model = make_model(config, tasks_from_meta(checkpoints.meta(newest)))
         shapes = jax.eval_shape(model.init, jax.random.key(0))
         placed = jax.tree.map(
@@ -182,13 +183,13 @@ def _check_tasks(known: Sequence[Task], folder: Folder) -> None:
     by_id = {task.id: task for task in known}
     for task in folder.tasks:
         if task.id not in by_id:
-            raise ValueError(
+            raise UserError(
                 f"{folder.root} has task '{task.id}', which the model was not trained on; choose "
                 f"by --config.tasks among {', '.join(by_id)}"
             )
         model = by_id[task.id]
         if (model.type, model.size) != (task.type, task.size):
-            raise ValueError(
+            raise UserError(
                 f"task '{task.id}' is {task.type} of {task.size} in {folder.root}, but the model "
                 f"was trained on {model.type} of {model.size}"
             )

@@ -5,6 +5,8 @@ import dataclasses
 import pathlib
 from collections.abc import Iterable
 
+from usfm.errors import UserError
+
 SHOWN = 20
 
 
@@ -34,7 +36,7 @@ class Fault:
         return f"{where}: {self.fault}; {self.remedy}"
 
 
-class FolderError(ValueError):
+class FolderError(UserError):
     """Faults of a folder or split: the message has the first 20 and says where all of them lie.
 
     Attributes:

@@ -10,6 +10,7 @@ from usfm.data.faults import Fault, FolderError, write_faults
 from usfm.data.lines import from_root, read_lines
 from usfm.data.stated import find_tasks
 from usfm.data.validation import validate
+from usfm.errors import UserError
 from usfm.tasks import Task
 from usfm.tasks.fm_uia import check_overrides
 from usfm.tasks.plans import select
@@ -119,10 +120,10 @@ def read_folder(
     Raises:
         FolderError: all faults together; with on_bad_row="skip", if there is one that leaving
             rows out cannot put right.
-        ValueError: a task or group that the folder has not.
+        UserError: a task or group that the folder has not.
     """
     if on_bad_row not in ("error", "skip"):
-        raise ValueError(f"data.on_bad_row: {on_bad_row!r} is not known; give 'error' or 'skip'")
+        raise UserError(f"data.on_bad_row: {on_bad_row!r} is not known; give 'error' or 'skip'")
     root = pathlib.Path(root)
     lines, faults = read_lines(root)
     known, contradictions = find_tasks(lines, groups, flip_ok)
@@ -132,7 +133,7 @@ def read_folder(
             check_overrides("data.groups", groups, known)
             check_overrides("data.flip_ok", flip_ok, known)
             chosen = select(tuple(known.values()), tasks)
-    except ValueError as error:
+    except UserError as error:
         if not faults:
             raise
         # What is not known may be in a CSV that could not be read, so that is said.

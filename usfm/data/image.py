@@ -7,8 +7,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from usfm.errors import UserError
 
-class ImageError(ValueError):
+
+class ImageError(UserError):
     """A file that cannot be used as an image; the message says why, without naming the file."""
 
 

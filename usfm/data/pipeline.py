@@ -2,7 +2,11 @@
 
 import dataclasses
 import functools
+import multiprocessing
+import os
+import signal
 import sys
+import threading
 import zlib
 from collections.abc import Mapping, Sequence
 
@@ -11,6 +15,7 @@ import numpy as np
 
 from usfm.data.slots import read_batch, slots_per_type, task_weights, type_slices
 from usfm.data.store import Store
+from usfm.errors import UserError
 from usfm.tasks import Task
 
 READ_AHEAD = 2  # batches held ready in each process
@@ -49,11 +54,11 @@ def slot_batches(
         Batches as usfm/data/slots.py describes them, with slots / process_count slots.
 
     Raises:
-        ValueError: a task without rows, a weight that is not above zero, fewer slots than types,
+        UserError: a task without rows, a weight that is not above zero, fewer slots than types,
             or slots that cannot be shared equally by the processes.
     """
     if slots % process_count:
-        raise ValueError(
+        raise UserError(
             f"{slots} slots cannot be shared by {process_count} processes; "
             f"set train.slots to a multiple of {process_count}"
         )
@@ -64,7 +69,7 @@ def slot_batches(
     for place, task in enumerate(tasks):
         rows = np.asarray(indices.get(task.id, ()), np.int32)
         if not rows.size:
-            raise ValueError(
+            raise UserError(
                 f"task {task.id} has no row to train on; give it rows or leave it out of the run"
             )
         # A seed by name: adding a task to a run leaves the orders of the others as they were.
@@ -107,9 +112,29 @@ def iterate(
     )
     if workers:
         batches = batches.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=READ_AHEAD)
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=READ_AHEAD),
+            worker_init_fn=_follow_parent,
         )
     return iter(batches)
+
+
+def _follow_parent(worker: int, workers: int) -> None:
+    """Makes a worker process end when its parent closes the iterator or dies, and only then.
+
+    Signals that are sent to the whole group are for the parent, which may want to save first; and
+    when the parent is killed, nobody is left to end its workers.
+    """
+    del worker, workers
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from usfm.data.store import Store
+from usfm.errors import UserError
 from usfm.tasks import TYPES, Task
 
 IGNORE = 255  # in a mask: a pixel that belongs to no class
@@ -36,13 +37,13 @@ def task_weights(tasks: Sequence[Task], weights: Mapping[str, float] | None) -> 
     """How often each task is drawn, relative to the others; equally where weights is None.
 
     Raises:
-        ValueError: a task has no weight, or a weight is not above zero.
+        UserError: a task has no weight, or a weight is not above zero.
     """
     if weights is None:
         return {task.id: 1.0 for task in tasks}
     for task in tasks:
         if not 0 < weights.get(task.id, 0) < float("inf"):
-            raise ValueError(
+            raise UserError(
                 f"weight of task {task.id} is {weights.get(task.id)}; give a number above zero, "
                 "or leave the task out of the run"
             )
@@ -63,7 +64,7 @@ def slots_per_type(
         Number of slots of each type present, in the order of TYPES.
 
     Raises:
-        ValueError: fewer slots than types, or as task_weights.
+        UserError: fewer slots than types, or as task_weights.
     """
     by_id = task_weights(tasks, weights)
     by_type = {
@@ -72,7 +73,7 @@ def slots_per_type(
         if any(task.type == type_ for task in tasks)
     }
     if slots < len(by_type):
-        raise ValueError(
+        raise UserError(
             f"{slots} slots cannot hold {len(by_type)} task types ({', '.join(by_type)}); "
             f"set train.slots to {len(by_type)} or more"
         )

@@ -18,6 +18,7 @@ import numpy as np
 from usfm.data.faults import Fault, FolderError
 from usfm.data.folder import Folder, Row
 from usfm.data.lines import read_csv
+from usfm.errors import UserError
 
 PARTS = ("train", "val", "test")
 COLUMNS = ("task_id", "image_path", "part")
@@ -71,10 +72,10 @@ def make_splits(
         patterns: regular expressions with one capture group, searched in image paths.
 
     Raises:
-        ValueError: fractions below 0 or together 1 or more, or a pattern that is none.
+        UserError: fractions below 0 or together 1 or more, or a pattern that is none.
     """
     if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
-        raise ValueError(
+        raise UserError(
             f"data.val_fraction {val_fraction:g} and data.test_fraction {test_fraction:g}: "
             "give 0 or more each, and less than 1 together"
         )
@@ -217,11 +218,11 @@ def _compile(pattern: str) -> re.Pattern[str]:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise ValueError(
+        raise UserError(
             f"data.group_patterns: {pattern!r} is no regular expression: {error}"
         ) from None
     if compiled.groups != 1:
-        raise ValueError(
+        raise UserError(
             f"data.group_patterns: {pattern!r} has {compiled.groups} capture groups; give it one, "
             "round the name of the patient or video"
         )

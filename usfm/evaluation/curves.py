@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from etils import epath
 
+from usfm.errors import UserError
+
 PREFIX = "loss/"
 # Points of a curve: each is the mean of the losses of as many equal stretches of the run.
 POINTS = 120
@@ -24,7 +26,7 @@ def read_losses(path: epath.PathLike) -> dict[str, list[tuple[int, float]]]:
         path: metrics.jsonl; one that does not exist holds no losses.
 
     Raises:
-        ValueError: a line other than the last is not a JSON object.
+        UserError: a line other than the last is not a JSON object.
     """
     path = epath.Path(path)
     lines = path.read_bytes().split(b"\n") if path.exists() else []
@@ -38,7 +40,7 @@ def read_losses(path: epath.PathLike) -> dict[str, list[tuple[int, float]]]:
             # Only a line without its newline is torn.
             if number == len(lines):
                 break
-            raise ValueError(f"{path} line {number} is not JSON: {error}; remove it") from error
+            raise UserError(f"{path} line {number} is not JSON: {error}; remove it") from error
         for name, value in entry.items():
             if name.startswith(PREFIX) and value is not None and math.isfinite(value):
                 losses.setdefault(name.removeprefix(PREFIX), {})[entry["step"]] = value

@@ -15,6 +15,7 @@ from etils import epath
 
 from usfm.data.folder import Folder, Row
 from usfm.data.image import read_mask
+from usfm.errors import UserError
 from usfm.evaluation.files import write_atomically
 from usfm.evaluation.prediction import Answer, content
 from usfm.tasks import Task
@@ -46,7 +47,7 @@ def write_submission(
             continue
         path = mask_file(row)
         if path in masks:
-            raise ValueError(f"{row.csv} line {row.line}: another row has the mask_path {path} too")
+            raise UserError(f"{row.csv} line {row.line}: another row has the mask_path {path} too")
         masks.add(path)
         write_atomically(output_dir / path, _png(task, row, content(task, answer)))
     for type_, of_type in entries.items():
@@ -62,14 +63,14 @@ def mask_file(row: Row) -> pathlib.PurePosixPath:
     ending in .png.
 
     Raises:
-        ValueError: the path leads out of OUT.
+        UserError: the path leads out of OUT.
     """
     named = row.mask_path or row.image_path
     path = pathlib.PurePosixPath(*(part for part in named.split("/") if part not in ("", ".")))
     while path.parts[:1] == ("..",):
         path = path.relative_to("..")
     if named.startswith("/") or ".." in path.parts or not path.parts:
-        raise ValueError(
+        raise UserError(
             f"{row.csv} line {row.line}: the path {named!r} leads out of the output folder;"
             " use one relative to csv_files"
         )

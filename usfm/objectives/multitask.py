@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from usfm.errors import UserError
 from usfm.objectives import surgery
 from usfm.objectives.gramian import (
     Batch,
@@ -23,20 +24,20 @@ def choose_engine(engine: str, method: str, skip_nonfinite: bool) -> str:
     """The engine that `auto` stands for: plain unless task gradients are needed apart.
 
     Raises:
-        ValueError: an unknown engine or method, or plain where task gradients are needed.
+        UserError: an unknown engine or method, or plain where task gradients are needed.
     """
     if method not in surgery.METHODS:
-        raise ValueError(
+        raise UserError(
             f"multitask.method='{method}' is unknown; choose from {', '.join(surgery.METHODS)}"
         )
     if engine not in ("auto", *ENGINES):
-        raise ValueError(
+        raise UserError(
             f"multitask.engine='{engine}' is unknown; choose from auto, {', '.join(ENGINES)}"
         )
     apart = skip_nonfinite or method not in ("sum", "mean")
     if engine == "plain" and apart:
         reason = f"multitask.method='{method}'" if not skip_nonfinite else "train.on_nonfinite"
-        raise ValueError(f"multitask.engine='plain' cannot serve {reason}; use auto or stack")
+        raise UserError(f"multitask.engine='plain' cannot serve {reason}; use auto or stack")
     return ("stack" if apart else "plain") if engine == "auto" else engine
 
 

@@ -15,6 +15,7 @@ are organs, which have no side.
 
 from collections.abc import Mapping
 
+from usfm.errors import UserError
 from usfm.tasks.suggest import suggest
 from usfm.tasks.task import Task
 
@@ -106,7 +107,7 @@ def describe(
 
 
 def check_overrides(field: str, ids: Mapping[str, object] | None, known: Mapping[str, object]):
-    """Raises ValueError where a config mapping by task id names one that the folder has not."""
+    """Raises UserError where a config mapping by task id names one that the folder has not."""
     for id in ids or {}:
         if id not in known:
-            raise ValueError(f"{field}: the folder has no task {id!r}; {suggest(id, known)}")
+            raise UserError(f"{field}: the folder has no task {id!r}; {suggest(id, known)}")

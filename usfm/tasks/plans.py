@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
+from usfm.errors import UserError
 from usfm.tasks.suggest import suggest
 from usfm.tasks.task import Task
 
@@ -47,7 +48,7 @@ def partition(name: str, tasks: Sequence[Task], parts: Mapping[str, Iterable[str
         parts: name of a part -> ids of its tasks.
 
     Raises:
-        ValueError: a task in no part or in two, an unknown id, or an empty part; all are named.
+        UserError: a task in no part or in two, an unknown id, or an empty part; all are named.
     """
     plan = Plan(name, {part: tuple(sorted(ids)) for part, ids in parts.items()})
     known = {task.id for task in tasks}
@@ -59,7 +60,7 @@ def partition(name: str, tasks: Sequence[Task], parts: Mapping[str, Iterable[str
         f"{id!r} is given {given.count(id)} times" for id in sorted({*given}) if given.count(id) > 1
     ]
     if faults:
-        raise ValueError(f"plan {name!r}: {'; '.join(faults)}; give every task exactly once")
+        raise UserError(f"plan {name!r}: {'; '.join(faults)}; give every task exactly once")
     return plan
 
 
@@ -74,7 +75,7 @@ def select(tasks: Sequence[Task], expression: str) -> tuple[Task, ...]:
         The chosen tasks, sorted by id, each once.
 
     Raises:
-        ValueError: a name that no task or group has; the message suggests the closest ones.
+        UserError: a name that no task or group has; the message suggests the closest ones.
     """
     named: dict[str, set[str]] = {"all": {task.id for task in tasks}}
     for task in tasks:
@@ -84,6 +85,6 @@ def select(tasks: Sequence[Task], expression: str) -> tuple[Task, ...]:
     chosen: set[str] = set()
     for term in (term.strip() for term in expression.split(",")):
         if term not in named:
-            raise ValueError(f"tasks: nothing is called {term!r}; {suggest(term, named)}")
+            raise UserError(f"tasks: nothing is called {term!r}; {suggest(term, named)}")
         chosen |= named[term]
     return tuple(sorted((task for task in tasks if task.id in chosen), key=lambda task: task.id))

@@ -12,6 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from usfm.errors import UserError
 from usfm.tasks import Task
 from usfm.training.sharding import path_name
 from usfm.training.state import TrainState
@@ -79,7 +80,7 @@ class Checkpoints:
         """What was saved beside the state: the tasks of the run.
 
         Raises:
-            ValueError: the checkpoint is damaged. The other methods that read raise it too.
+            UserError: the checkpoint is damaged. The other methods that read raise it too.
         """
         return self._read(step, meta=ocp.args.JsonRestore())["meta"]
 
@@ -87,7 +88,7 @@ class Checkpoints:
         """The whole state of a step, placed as `abstract` says.
 
         Raises:
-            ValueError: paths, shapes or types differ; it names each.
+            UserError: paths, shapes or types differ; it names each.
         """
         wanted = _as_dict(abstract)
         self._compare(step, wanted)
@@ -128,7 +129,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            raise ValueError(
+            raise UserError(
                 f"checkpoint {self._path(step)} is damaged ({str(error).splitlines()[0]}); remove "
                 "it to go on from the one before"
             ) from error
@@ -148,7 +149,7 @@ class Checkpoints:
             if saved.get(name) != asked.get(name)
         ]
         if faults:
-            raise ValueError(
+            raise UserError(
                 f"checkpoint {self._path(step)} does not fit this run's model and optimizer; use "
                 "the config it was made with, or another --workdir:\n" + "\n".join(faults)
             )

@@ -1,6 +1,7 @@
 """metrics.jsonl and the status line, without making the training loop wait for the device."""
 
 import collections
+import dataclasses
 import json
 import pathlib
 import sys
@@ -11,6 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 import tqdm
+
+from usfm.errors import UserError
 
 # Steps whose metrics may still be on their way when the loop goes on.
 LAG = 2
@@ -27,7 +30,7 @@ def _count_compilations(event: str, duration_secs: float, **_: Any) -> None:
 jax.monitoring.register_event_duration_secs_listener(_count_compilations)
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(UserError):
     """A step whose update would not have been finite, and was not made."""
 
     def __init__(self, step: int, tasks: Sequence[str]):
@@ -35,13 +38,25 @@ class NonFiniteError(RuntimeError):
         super().__init__(f"step {step}: not finite in {', '.join(tasks) or 'the gradient'}")
 
 
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """A step as the loop gave it: its metrics, of step.make_step, may not be there yet."""
+
+    number: int
+    metrics: Mapping[str, Any]
+    images: int
+    waited: float
+    compilations: int
+
+
 class Log:
     """Collects the metrics of steps, and writes their means every so often.
 
     A line of metrics.jsonl holds step, seconds (of this start of the run), loss/TASK (the mean
     over the steps in which the task was present), grad_norm, images_per_second, data_wait (share
-    of the time spent waiting for batches), compilations (since the process began) and, once a task
-    was left out of a step, left_out/TASK (number of such steps).
+    of the time spent waiting for batches), compilations (of the process, up to this step) and,
+    where a task was left out of steps, left_out/TASK (their number). Means and numbers are of the
+    steps since the line before.
     """
 
     def __init__(
@@ -51,11 +66,9 @@ class Log:
         self._path = path
         self._cut_back(start)
         self._file = path.open("a")
-        self._pending: collections.deque[tuple[int, Mapping[str, jax.Array]]] = collections.deque()
-        self._window: list[Mapping[str, np.ndarray]] = []
-        self._left_out = np.zeros(len(tasks), int)
+        self._pending: collections.deque[_Step] = collections.deque()
+        self._window: list[_Step] = []
         self._began = self._window_began = time.perf_counter()
-        self._waited, self._images = 0.0, 0
         self._first = True
         on_terminal = sys.stderr.isatty()
         self._bar = tqdm.tqdm(total=steps, initial=start, disable=not on_terminal, unit="step")
@@ -79,9 +92,7 @@ class Log:
         Raises:
             NonFiniteError: a step, at most LAG steps ago, could not be made.
         """
-        self._pending.append((step, metrics))
-        self._images += images
-        self._waited += waited
+        self._pending.append(_Step(step, metrics, images, waited, _compilations))
         self._bar.update()
         while len(self._pending) > LAG:
             self._take()
@@ -92,50 +103,57 @@ class Log:
             self._take()
 
     def _take(self) -> None:
-        step, metrics = self._pending.popleft()
-        values = {name: np.asarray(value) for name, value in metrics.items()}
-        broken = ~np.isfinite(values["losses"])
-        if not values["ok"]:
-            raise NonFiniteError(step, [t for t, b in zip(self._tasks, broken, strict=True) if b])
-        self._left_out += broken
-        self._window.append(values)
+        step = self._pending.popleft()
+        step = dataclasses.replace(
+            step, metrics={name: np.asarray(value) for name, value in step.metrics.items()}
+        )
+        if not step.metrics["ok"]:
+            finite = np.isfinite(step.metrics["losses"])
+            tasks = [task for task, fine in zip(self._tasks, finite, strict=True) if not fine]
+            raise NonFiniteError(step.number, tasks)
+        self._window.append(step)
         # The first step is written at once, so that all that follow can be compared with it.
-        if self._first or step % self._every == 0 or step == self._steps:
-            self._write(step)
+        if self._first or step.number % self._every == 0 or step.number == self._steps:
+            self._write()
         self._first = False
 
-    def _write(self, step: int) -> None:
+    def _write(self) -> None:
+        window, self._window = self._window, []
         now = time.perf_counter()
-        losses = np.array([w["losses"] for w in self._window])
-        present = np.array([w["present"] for w in self._window])
-        sums = np.where(present, losses, 0).sum(0)
-        counts = present.sum(0)
-        elapsed = now - self._window_began
-        line: dict[str, float | int] = {"step": step, "seconds": round(now - self._began, 3)}
+        elapsed, self._window_began = now - self._window_began, now
+        losses = np.array([step.metrics["losses"] for step in window])
+        present = np.array([step.metrics["present"] for step in window])
+        sums, counts = np.where(present, losses, 0).sum(0), present.sum(0)
+        left_out = (~np.isfinite(losses)).sum(0)
+        images_per_second = sum(step.images for step in window) / elapsed
+        last = window[-1]
+
+        line: dict[str, float | int] = {"step": last.number, "seconds": round(now - self._began, 3)}
         for task, total, count in zip(self._tasks, sums, counts, strict=True):
             if count:
                 line[f"loss/{task}"] = float(total / count)
-        line["grad_norm"] = float(np.mean([w["grad_norm"] for w in self._window]))
-        line["images_per_second"] = round(self._images / elapsed, 1)
-        line["data_wait"] = round(self._waited / elapsed, 4)
-        line["compilations"] = _compilations
-        for task, count in zip(self._tasks, self._left_out, strict=True):
-            if count:
-                line[f"left_out/{task}"] = int(count)
+        line["grad_norm"] = float(np.mean([step.metrics["grad_norm"] for step in window]))
+        line["images_per_second"] = round(images_per_second, 1)
+        line["data_wait"] = round(sum(step.waited for step in window) / elapsed, 4)
+        line["compilations"] = last.compilations
+        broken = {t: int(n) for t, n in zip(self._tasks, left_out, strict=True) if n}
+        line |= {f"left_out/{task}": count for task, count in broken.items()}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        mean = float(sums.sum() / max(counts.sum(), 1))
-        status = f"loss {mean:.3f}, {line['images_per_second']:.0f} images/s"
+
+        status = f"loss {sums.sum() / max(counts.sum(), 1):.3f}, {images_per_second:.0f} images/s"
         self._bar.set_postfix_str(status, refresh=False)
         if self._bar.disable:
-            left = (self._steps - step) * elapsed / len(self._window)
-            print(
-                f"step {step} of {self._steps}: {status}, {left:.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
-        self._window, self._images, self._waited = [], 0, 0.0
-        self._window_began = now
+            if not self._first:  # the time of the first is that of compiling
+                status += f", {(self._steps - last.number) * elapsed / len(window):.0f} s left"
+            self._say(f"step {last.number} of {self._steps}: {status}")
+        if broken:
+            steps = ", ".join(f"{task} of {count}" for task, count in broken.items())
+            self._say(f"not finite and left out in the last {len(window)} steps: {steps}")
+
+    def _say(self, text: str) -> None:
+        self._bar.write(text, file=sys.stderr)  # above the bar, where there is one
+        sys.stderr.flush()
 
     def _cut_back(self, start: int) -> None:
         """Drops the lines after the step that training goes on from, and a torn last one."""

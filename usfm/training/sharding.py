@@ -14,6 +14,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from usfm.errors import UserError
+
 SLOTS = P(("data", "fsdp"))  # the leading axis of every array of a batch
 # (regex over the parameter's path, spec), the first match wins; what matches none is sharded over
 # fsdp along its largest divisible dimension.
@@ -26,17 +28,17 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     """A mesh (data, fsdp, expert) of the given sizes; one of them may be -1, the rest.
 
     Raises:
-        ValueError: the sizes do not make the number of devices.
+        UserError: the sizes do not make the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     axes = ("data", "fsdp", "expert")
     shape = [sizes[axis] for axis in axes]
     asked = "x".join(str(size) for size in shape)
     if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
-        raise ValueError(f"mesh {asked}: sizes are 1 or more, and at most one is -1 (the rest)")
+        raise UserError(f"mesh {asked}: sizes are 1 or more, and at most one is -1 (the rest)")
     known = math.prod(size for size in shape if size != -1)
     if len(devices) % known or (-1 not in shape and known != len(devices)):
-        raise ValueError(
+        raise UserError(
             f"mesh {asked} does not fit {len(devices)} devices: mesh.data, mesh.fsdp and "
             "mesh.expert must multiply to their number (-1 = the rest)"
         )

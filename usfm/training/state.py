@@ -37,7 +37,9 @@ def create(
 
     def make() -> TrainState:
         params = model.init(jax.random.key(seed))
-        return TrainState(jnp.int32(0), params, optimizer.init(params), {})
+        state = TrainState(jnp.int32(0), params, optimizer.init(params), {})
+        # A weakly typed constant among them would be strong after a step: compiled twice.
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf, leaf.dtype), state)
 
     shapes = jax.eval_shape(make)
     shardings = sharding.shardings(shapes, mesh)

@@ -20,16 +20,17 @@ from usfm.data.pipeline import iterate, slot_batches
 from usfm.data.slots import slots_per_type
 from usfm.data.source import cache_dir, say, training_rows
 from usfm.data.splits import Splits
+from usfm.errors import UserError
 from usfm.models.m2dino import M2DINO
 from usfm.tasks import Task
 from usfm.training import optimizer as optimizers
 from usfm.training import sharding
-from usfm.training.checkpoint import Checkpoints, tasks_to_meta
+from usfm.training.checkpoint import Checkpoints, tasks_from_meta, tasks_to_meta
 from usfm.training.logs import Log, NonFiniteError
 from usfm.training.state import TrainState, create
 from usfm.training.step import Step, make_step
 
-# What the process ends with when SIGTERM stopped it after saving: run it again to go on
+# What the process ends with when a signal stopped it after saving: run it again to go on
 # (EX_TEMPFAIL of sysexits.h).
 EXIT_TERMINATED = 75
 PROBE_STEPS = 10
@@ -52,13 +53,13 @@ def train(config: ConfigDict, workdir: pathlib.Path, folder: Folder, splits: Spl
 
     Raises:
         NonFiniteError: a loss or gradient was not finite, and train.on_nonfinite is "stop".
-        SystemExit: SIGTERM came; all is saved.
+        SystemExit: SIGTERM or Ctrl-C came; all is saved.
     """
     # ---- Devices and data ----
     mesh = sharding.make_mesh(config.mesh)
     jax.set_mesh(mesh)
     if config.train.slots % sharding.slot_shards(mesh):
-        raise ValueError(
+        raise UserError(
             f"train.slots={config.train.slots} cannot be shared by {sharding.slot_shards(mesh)} "
             "devices (mesh.data x mesh.fsdp): give a multiple"
         )
@@ -89,6 +90,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, folder: Folder, splits: Spl
         say(sharding.table(abstract.params, mesh))
         start = 0
         if newest is not None:
+            _check_tasks(tasks_from_meta(checkpoints.meta(newest)), folder)
             state, start = checkpoints.restore(newest, abstract), newest
             say(f"going on from step {start} of {steps}")
 
@@ -105,10 +107,11 @@ def train(config: ConfigDict, workdir: pathlib.Path, folder: Folder, splits: Spl
             for done in range(start + 1, steps + 1):
                 began = time.perf_counter()
                 batch = next(stream)
-                waited = time.perf_counter() - began
+                waited, images = time.perf_counter() - began, batch["valid"].size
                 state, metrics = step(state, sharding.place_batch(batch, mesh))
+                del batch  # An exception would keep it, and the memory it shares with a worker.
                 try:
-                    log.add(done, metrics, batch["valid"].size, waited)
+                    log.add(done, metrics, images, waited)
                     if done % config.checkpoint.every_steps == 0 or done == steps or terminated:
                         log.flush()  # What is saved is known to be finite.
                         checkpoints.save(done, state, meta)
@@ -116,8 +119,18 @@ def train(config: ConfigDict, workdir: pathlib.Path, folder: Folder, splits: Spl
                     raise _explained(error, checkpoints, workdir) from None
                 if terminated:
                     checkpoints.wait()
-                    say(f"SIGTERM: step {done} is saved; run the same command again to go on")
+                    name = signal.Signals(terminated[0]).name
+                    say(f"{name}: step {done} is saved; run the same command again to go on")
                     raise SystemExit(EXIT_TERMINATED)
+
+
+def _check_tasks(begun: tuple[Task, ...], folder: Folder) -> None:
+    if begun != folder.tasks:
+        before, now = (", ".join(task.id for task in tasks) for tasks in (begun, folder.tasks))
+        raise UserError(
+            f"the run was begun on the tasks {before}; {folder.root} has {now}, or other ones of "
+            "these names: give the folder it was begun with, or another --workdir"
+        )
 
 
 def _with_steps(
@@ -173,13 +186,22 @@ def _timed(
 
 @contextlib.contextmanager
 def _terminated() -> Iterator[list[int]]:
-    """A list that SIGTERM puts something into, instead of ending the process."""
+    """A list that SIGTERM and Ctrl-C are put into, instead of ending the process."""
     came: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def note(number: int, _: Any) -> None:
+        came.append(number)
+        if number == signal.SIGINT:  # who presses again does not want to wait
+            signal.signal(number, signal.default_int_handler)
+
+    for number in before:
+        signal.signal(number, note)
     try:
         yield came
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -199,7 +221,8 @@ def _explained(
     newest = checkpoints.latest()
     good = "none was saved yet" if newest is None else f"{workdir}/checkpoints/{newest}"
     error.args = (
-        f"{error.args[0]}; the update was not made. Last good checkpoint: {good}. Lower "
-        "optimizer.learning_rate, look at the task's rows, or set train.on_nonfinite=skip_task",
+        f"{error.args[0]}; the update was not made. Last good checkpoint: {good}. Go on with "
+        "--config.train.on_nonfinite=skip_task, or look at the task's rows, or begin again in "
+        "another --workdir with a lower optimizer.learning_rate",
     )
     return error

@@ -1,4 +1,4 @@
-"""The phantom tasks: to add one, write its scene and a line in PHANTOMS."""
+"""The phantom tasks: to add one, write its scene and a line in SCENES."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,6 +8,7 @@ import numpy as np
 from usfm.data.phantoms import adult, obstetric
 from usfm.data.phantoms.scene import Scene
 from usfm.tasks import Task
+from usfm.tasks.fm_uia import TASKS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,19 +19,17 @@ class Phantom:
     scene: Callable[[np.random.Generator], Scene]
 
 
-PHANTOMS = {
-    phantom.task.id: phantom
-    for phantom in (
-        Phantom(Task("breast_2cls", "classification", 2), adult.breast),
-        Phantom(Task("liver_lesion_2cls", "classification", 2), adult.liver),
-        Phantom(Task("lung_2cls", "classification", 2), adult.lung),
-        Phantom(Task("thyroid_nodule_det", "detection", 1), adult.thyroid),
-        Phantom(Task("uterine_fibroid_det", "detection", 1), obstetric.uterus),
-        Phantom(Task("FUGC", "regression", num_points=2), obstetric.cervix),
-        Phantom(Task("fetal_femur", "regression", num_points=2), obstetric.femur),
-        Phantom(Task("breast_lesion", "segmentation", 2), adult.breast),
-        Phantom(Task("cardiac_multi", "segmentation", 4), adult.heart),
-        Phantom(Task("carotid_artery", "segmentation", 2), adult.carotid),
-        Phantom(Task("head_symphysis_multi", "segmentation", 3), obstetric.pelvis),
-    )
+SCENES: dict[str, Callable[[np.random.Generator], Scene]] = {
+    "breast_2cls": adult.breast,
+    "liver_lesion_2cls": adult.liver,
+    "lung_2cls": adult.lung,
+    "thyroid_nodule_det": adult.thyroid,
+    "uterine_fibroid_det": obstetric.uterus,
+    "FUGC": obstetric.cervix,
+    "fetal_femur": obstetric.femur,
+    "breast_lesion": adult.breast,
+    "cardiac_multi": adult.heart,
+    "carotid_artery": adult.carotid,
+    "head_symphysis_multi": obstetric.pelvis,
 }
+PHANTOMS = {id: Phantom(TASKS[id], scene) for id, scene in SCENES.items()}

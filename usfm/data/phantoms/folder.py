@@ -14,6 +14,7 @@ import numpy as np
 
 from usfm.data.phantoms import scene
 from usfm.data.phantoms.catalogue import PHANTOMS, Phantom
+from usfm.errors import UserError
 from usfm.tasks import Task
 
 # To be raised with every change of the pixels or labels made from the same arguments, so that a
@@ -46,17 +47,17 @@ def write_folder(
         seed: 0 or more.
 
     Raises:
-        ValueError: an unknown task, or rows or seed out of range.
+        UserError: an unknown task, or rows or seed out of range.
         FileExistsError: root exists and is not the folder that the same arguments give.
     """
     ids = TASKS if tasks is None else tuple(sorted(set(tasks)))
     unknown = [task for task in ids if task not in PHANTOMS]
     if unknown:
-        raise ValueError(f"no phantom task {unknown[0]!r}: choose from {', '.join(TASKS)}")
+        raise UserError(f"no phantom task {unknown[0]!r}: choose from {', '.join(TASKS)}")
     if not ids:
-        raise ValueError(f"no task given: choose from {', '.join(TASKS)}")
+        raise UserError(f"no task given: choose from {', '.join(TASKS)}")
     if rows < 1 or seed < 0:
-        raise ValueError(f"rows must be 1 or more and seed 0 or more, not {rows} and {seed}")
+        raise UserError(f"rows must be 1 or more and seed 0 or more, not {rows} and {seed}")
     stamp = {"version": VERSION, "tasks": list(ids), "rows": rows, "seed": seed}
     root = pathlib.Path(root).absolute()
     if _found(root, stamp):

@@ -1,0 +1,203 @@
+"""DINOv3 against Hugging Face's implementation, its sizes, and its parts by themselves."""
+
+import math
+import pathlib
+import runpy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from usfm.models import dinov3, functional
+from usfm.models.dinov3 import DINOv3, Variant
+
+SCRIPT = pathlib.Path(__file__).parents[1] / "fixtures/make_dinov3.py"
+MAKE = runpy.run_path(str(SCRIPT))
+REFERENCE = np.load(MAKE["FILE"])
+TINY = dinov3.VARIANTS["tiny"]
+
+
+def from_huggingface(named, layers: int) -> functional.Params:
+    """Our parameters (or gradients) from arrays by Hugging Face names; absent biases stay out."""
+
+    def stacked(name: str, transpose: bool = False):
+        arrays = [named[f"layer.{i}.{name}"] for i in range(layers)]
+        return jnp.stack([array.T if transpose else array for array in arrays])
+
+    def linear(name: str):
+        return {
+            "kernel": stacked(f"{name}.weight", transpose=True),
+            "bias": stacked(f"{name}.bias"),
+        }
+
+    def norm(name: str):
+        return {"scale": stacked(f"{name}.weight"), "bias": stacked(f"{name}.bias")}
+
+    qkv = [stacked(f"attention.{name}_proj.weight", transpose=True) for name in "qkv"]
+    attention = {"qkv": {"kernel": jnp.concatenate(qkv, -1)}, "out": linear("attention.o_proj")}
+    if "layer.0.attention.q_proj.bias" in named:
+        attention |= {f"{n}_bias": stacked(f"attention.{n}_proj.bias") for n in "qv"}
+    gated = "layer.0.mlp.gate_proj.weight" in named
+    mlp = {n: linear(f"mlp.{n}_proj") for n in ("up", "down", *["gate"] * gated)}
+    patch = named["embeddings.patch_embeddings.weight"]  # [D, 3, 16, 16]
+    return {
+        "cls_token": named["embeddings.cls_token"][0],
+        "register_tokens": named["embeddings.register_tokens"][0],
+        "mask_token": named["embeddings.mask_token"][0],
+        "patch_embed": {
+            "kernel": patch.transpose(2, 3, 1, 0).reshape(-1, patch.shape[0]),
+            "bias": named["embeddings.patch_embeddings.bias"],
+        },
+        "blocks": {
+            "attn": attention,
+            "mlp": mlp,
+            "norm1": norm("norm1"),
+            "norm2": norm("norm2"),
+            "layer_scale1": stacked("layer_scale1.lambda1"),
+            "layer_scale2": stacked("layer_scale2.lambda1"),
+        },
+        "norm": {"scale": named["norm.weight"], "bias": named["norm.bias"]},
+    }
+
+
+def encoder(variant: Variant):
+    """(make, run): a constructor for functional.init, and (params, images, taps, scale) -> out."""
+
+    def make(rngs):
+        return DINOv3(variant, jnp.dtype("float32"), rngs)
+
+    structure = functional.structure(make)
+
+    def run(params, images, taps, scale=1.0):
+        return functional.merge(structure, params)(images, taps, scale)
+
+    return make, run
+
+
+def assert_within(tolerance: float, ours, theirs) -> None:
+    """Every leaf within an absolute tolerance, and the same leaves on both sides."""
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance, err_msg=jax.tree_util.keystr(path))
+
+
+def test_the_reference_was_made_by_the_script_as_it_is():
+    assert str(REFERENCE["script"]) == MAKE["script_hash"](), (
+        "tests/fixtures/make_dinov3.py was changed: run it again, as its docstring says"
+    )
+
+
+@pytest.mark.parametrize("name", MAKE["CASES"])
+def test_outputs_maps_and_gradients_are_those_of_transformers(name):
+    case = MAKE["CASES"][name]
+    variant = Variant(**case)
+    make, run = encoder(variant)
+    named, images = MAKE["weights"](case), MAKE["images"]()
+    params = from_huggingface(named, variant.layers)
+    shapes = jax.eval_shape(lambda key: functional.init(make, key), jax.random.key(0))
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda leaf: leaf.shape, shapes)
+
+    @jax.jit
+    def answer(params):
+        outputs, pull_back = jax.vjp(
+            lambda p: run(p, images, taps=tuple(range(variant.layers))), params
+        )
+        ones = tuple(jnp.asarray(MAKE["coefficients"](out.shape)) for out in outputs)
+        return outputs, pull_back(ones)[0]
+
+    outputs, gradients = answer(params)
+    theirs = {key.removeprefix(f"{name}/"): REFERENCE[key] for key in REFERENCE}
+    assert_within(1e-5, outputs, (theirs["tokens"], theirs["maps"]))
+    expected = {key.removeprefix("grad/"): value for key, value in theirs.items()}
+    expected["embeddings.mask_token"] = np.zeros((1, 1, variant.width))  # not used here
+    assert_within(1e-5, gradients, from_huggingface(expected, variant.layers))
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("vits16", 21_596_544),
+        ("vits16plus", 28_692_864),
+        ("vitb16", 85_660_416),
+        ("vitl16", 303_129_600),
+        ("vitl16plus", 403_891_200),
+        ("vith16plus", 840_592_640),
+        ("vit7b16", 6_716_035_072),
+    ],
+)
+def test_parameter_counts_are_the_published_ones(name, parameters):
+    make, _ = encoder(dinov3.VARIANTS[name])
+    shapes = jax.eval_shape(lambda key: functional.init(make, key), jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == parameters
+
+
+def test_taps_of_the_published_depths():
+    assert dinov3.VARIANTS["vitb16"].taps == (2, 5, 8, 11)
+    assert dinov3.VARIANTS["vitl16"].taps == (5, 11, 17, 23)
+
+
+def test_taps_pick_among_the_layers_and_leave_the_tokens_alone():
+    variant = Variant(**MAKE["CASES"]["gelu"])
+    _, run = encoder(variant)
+    params = from_huggingface(MAKE["weights"](MAKE["CASES"]["gelu"]), variant.layers)
+    tokens, maps = REFERENCE["gelu/tokens"], REFERENCE["gelu/maps"]
+    some_tokens, some = jax.jit(lambda p: run(p, MAKE["images"](), (0, 2)))(params)
+    np.testing.assert_allclose(some, maps[[0, 2]], atol=1e-5)
+    np.testing.assert_allclose(some_tokens, tokens, atol=1e-5)
+    np.testing.assert_array_equal(maps[-1].reshape(2, 6, -1), tokens[:, dinov3.PREFIX :])
+
+
+def test_a_rope_scale_multiplies_all_coordinates():
+    rows = 2 * (np.arange(2) + 0.5) / 2 - 1
+    columns = 2 * (np.arange(3) + 0.5) / 3 - 1
+    cos, sin = dinov3.rotary(2, 3, 8, 1.5)
+    frequencies = 100.0 ** (-4 * np.arange(2) / 8)
+    for place, (row, column) in enumerate((r, c) for r in rows for c in columns):
+        angles = 2 * math.pi * 1.5 * np.concatenate([row * frequencies, column * frequencies])
+        np.testing.assert_allclose(
+            cos[dinov3.PREFIX + place], np.cos(np.tile(angles, 2)), atol=1e-5
+        )
+        np.testing.assert_allclose(
+            sin[dinov3.PREFIX + place], np.sin(np.tile(angles, 2)), atol=1e-5
+        )
+    np.testing.assert_array_equal(cos[: dinov3.PREFIX], 1)
+    np.testing.assert_array_equal(sin[: dinov3.PREFIX], 0)
+
+
+def test_rotation_is_computed_in_float32_whatever_the_activations_are():
+    x = jax.random.normal(jax.random.key(0), (1, 11, 2, 8)).astype(jnp.bfloat16)
+    rope = dinov3.rotary(2, 3, 8, 1.0)
+    assert rope[0].dtype == rope[1].dtype == jnp.float32
+    turned = dinov3.rotate(x, *rope)
+    assert turned.dtype == jnp.bfloat16
+    exact = dinov3.rotate(x.astype(jnp.float32), *rope)
+    np.testing.assert_array_equal(turned, exact.astype(jnp.bfloat16))
+
+
+# Large logits: only their difference to the largest may be exponentiated. Gradients of q and k are
+# then of the size of `scale`, and so is the tolerance.
+@pytest.mark.parametrize(("scale", "tolerance"), [(1.0, 1e-5), (20.0, 2e-4)])
+def test_attention_on_the_cpu_is_dot_product_attention(scale, tolerance):
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, k, v, cotangent = (jax.random.normal(key, (2, 7, 3, 8)) for key in keys)
+
+    def with_gradients(attend):
+        out, pull_back = jax.vjp(attend, scale * q, scale * k, v)
+        return out, pull_back(cotangent)
+
+    ours = jax.jit(lambda: with_gradients(dinov3._attend_cpu))()
+    theirs = jax.jit(lambda: with_gradients(jax.nn.dot_product_attention))()
+    assert_within(tolerance, ours, theirs)
+
+
+def test_patches_are_the_input_of_a_stride_16_convolution():
+    images = jax.random.normal(jax.random.key(0), (2, 32, 48, 3))
+    kernel = jax.random.normal(jax.random.key(1), (16, 16, 3, 5))
+    convolved = jax.lax.conv_general_dilated(
+        images, kernel, (16, 16), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    product = dinov3.patches(images) @ kernel.reshape(-1, 5)
+    np.testing.assert_allclose(product, convolved.reshape(2, 6, 5), rtol=1e-4, atol=1e-3)

@@ -1,0 +1,144 @@
+"""Gradients of slots kept apart, against one jax.grad a slot, for a model of three matrices."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from usfm.objectives import gramian
+from usfm.objectives.gramian import Functions
+
+SLOTS = {"classification": 3, "regression": 2}
+KIND = ["classification"] * 3 + ["regression"] * 2
+TASK = jnp.array([1, 0, 1, 2, 2])  # tasks 0 and 1 are of the first type, task 2 of the second
+LOCAL = jnp.array([0, 1, 0])  # each task's row in the heads of its type
+IMAGES, PIXELS, WIDTH = 3, 6, 4
+
+
+def encode(params, image, task, *, train, key):
+    """[n, PIXELS] to maps [1, n, WIDTH]; the key matters, as it does to augmentations."""
+    assert train
+    noise = 0.1 * jax.random.normal(key, image.shape)
+    return jnp.tanh((image + noise) @ params["encoder"]["kernel"])[None], {}
+
+
+def decode(params, kind, maps, task):
+    features = jnp.sin(maps[0] @ params["decoders"][kind]["kernel"])
+    head = params["heads"][kind]["kernel"][LOCAL[task]]
+    return {"answer": features @ head}
+
+
+def loss(kind, outputs, labels, valid):
+    power = 2 if kind == "classification" else 4
+    errors = (outputs["answer"] - labels["label"]) ** power
+    return jnp.where(valid, errors, 0).sum(), valid.sum().astype(jnp.float32)
+
+
+FUNCTIONS = Functions(encode, decode, loss, SLOTS, tasks=4)
+
+
+@pytest.fixture
+def params():
+    rng = np.random.default_rng(0)
+
+    def normal(*shape):
+        return {"kernel": jnp.asarray(rng.standard_normal(shape), jnp.float32)}
+
+    return {
+        "encoder": normal(PIXELS, WIDTH),
+        "decoders": {"classification": normal(WIDTH, 5), "regression": normal(WIDTH, 2)},
+        "heads": {"classification": normal(2, 5), "regression": normal(1, 2)},
+    }
+
+
+@pytest.fixture
+def batch():
+    rng = np.random.default_rng(1)
+    valid = np.ones((5, IMAGES), bool)
+    valid[1, 2] = valid[4] = False
+    return {
+        "image": jnp.asarray(rng.standard_normal((5, IMAGES, PIXELS)), jnp.float32),
+        "label": jnp.asarray(rng.standard_normal((5, IMAGES)), jnp.float32),
+        "task": TASK,
+        "valid": jnp.asarray(valid),
+    }
+
+
+KEY = jax.random.key(3)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def of_slot_alone(params, batch, slot):
+    """((sum, count), gradient of the sum) of one slot by itself."""
+    own = {name: value[slot] for name, value in batch.items()}
+    key = jax.random.split(KEY, 5)[slot]
+
+    def total(params):
+        maps, _ = encode(params, own["image"], own["task"], train=True, key=key)
+        return loss(KIND[slot], decode(params, KIND[slot], maps, own["task"]), own, own["valid"])
+
+    return jax.value_and_grad(total, has_aux=True)(params)
+
+
+def test_of_type_takes_the_slots_of_a_type():
+    tree = {"a": jnp.arange(5), "b": jnp.arange(10).reshape(5, 2)}
+    np.testing.assert_array_equal(FUNCTIONS.of_type(tree, "classification")["a"], [0, 1, 2])
+    np.testing.assert_array_equal(FUNCTIONS.of_type(tree, "regression")["b"], [[6, 7], [8, 9]])
+
+
+def test_merge_slots_sums_by_task():
+    merged = gramian.merge_slots(jnp.array([1.0, 2.0, 4.0, 8.0, 16.0]), TASK, 4)
+    np.testing.assert_array_equal(merged, [2, 5, 24, 0])
+
+
+def test_slot_losses_are_those_of_slots_alone(params, batch):
+    maps = jax.vmap(lambda i, t, k: encode(params, i, t, train=True, key=k)[0])(
+        batch["image"], TASK, jax.random.split(KEY, 5)
+    )
+    sums, counts = gramian.slot_losses(FUNCTIONS, params, maps, batch)
+    for slot in range(5):
+        (total, count), _ = of_slot_alone(params, batch, slot)
+        np.testing.assert_allclose(sums[slot], total, rtol=1e-5)
+        assert counts[slot] == count
+
+
+def test_slot_gradients_are_those_of_one_grad_a_slot(params, batch):
+    stack = gramian.slot_gradients(FUNCTIONS, params, batch, KEY)
+    for slot in range(5):
+        (total, count), expected = of_slot_alone(params, batch, slot)
+        np.testing.assert_allclose(stack.sums[slot], total, rtol=1e-5)
+        assert stack.counts[slot] == count
+        kind, place = KIND[slot], slot % 3
+        close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+        close(stack.encoder["kernel"][slot], expected["encoder"]["kernel"])
+        close(stack.decoders[kind]["kernel"][place], expected["decoders"][kind]["kernel"])
+        close(stack.heads[kind]["kernel"][place], expected["heads"][kind]["kernel"])
+
+
+def test_the_gramian_is_of_encoder_and_own_decoder(params, batch):
+    stack = gramian.slot_gradients(FUNCTIONS, params, batch, KEY)
+    rows = []
+    for slot in range(5):
+        g = of_slot_alone(params, batch, slot)[1]
+        shared = jax.tree.leaves((g["encoder"], g["decoders"]))  # zero in the other type's decoder
+        rows.append(np.concatenate([np.ravel(leaf) for leaf in shared]))
+    rows = np.stack(rows).astype(np.float64)
+    expected = rows @ rows.T
+    assert (expected[:3, :3] != 0).all()
+    np.testing.assert_allclose(
+        gramian.gramian(stack, FUNCTIONS), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max()
+    )
+
+
+def test_the_encoder_is_traced_once_for_all_slots(params, batch):
+    calls = []
+
+    def counted(params, image, task, *, train, key):
+        calls.append(image.shape)
+        return encode(params, image, task, train=train, key=key)
+
+    functions = Functions(counted, decode, loss, SLOTS, tasks=4)
+    jax.eval_shape(lambda: gramian.slot_gradients(functions, params, batch, KEY).sums)
+    assert calls == [(IMAGES, PIXELS)]

@@ -1,0 +1,317 @@
+"""The multi-task gradient of M2DINO, against one jax.grad a task and surgery done literally."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from usfm.models.m2dino import M2DINO
+from usfm.objectives import multitask, surgery
+from usfm.objectives.gramian import Functions
+from usfm.objectives.losses import LOSSES
+from usfm.tasks import TYPES, Task
+
+TASKS = (
+    Task("cls2", "classification", num_classes=2),
+    Task("cls3", "classification", num_classes=3),
+    Task("det", "detection", num_classes=1),
+    Task("pts", "regression", num_points=2),
+    Task("seg2", "segmentation", num_classes=2),
+    Task("seg3", "segmentation", num_classes=3),
+)
+T, N = len(TASKS), 2
+MODEL = M2DINO(TASKS, variant="tiny", decoder_width=8)
+SLOTS = {"classification": 3, "detection": 1, "regression": 2, "segmentation": 2}
+CLS2, CLS3, DET, PTS, SEG2, SEG3 = range(T)
+KEY = jax.random.key(11)
+TRACED = []  # a call of the encoder each time that a program is traced
+
+
+def encode(params, image, task, *, train, key):
+    TRACED.append(image.shape)
+    return MODEL.encode(params, image, task, train=train, key=key)
+
+
+def loss(kind, outputs, labels, valid):
+    return LOSSES[kind](outputs, labels, valid)
+
+
+FUNCTIONS = Functions(encode, MODEL.decode, loss, SLOTS, tasks=T)
+
+
+def compiled(**settings):
+    """value_and_grad of the settings as one program of (params, batch)."""
+    return jax.jit(lambda p, b: multitask.value_and_grad(FUNCTIONS, p, b, {}, KEY, **settings)[:4])
+
+
+PLAIN = compiled(engine="plain")
+STACK = compiled(engine="stack")
+PCGRAD = compiled(engine="stack", method="pcgrad", skip_nonfinite=True)
+
+
+@pytest.fixture(scope="module")
+def params():
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: (
+            rng.standard_normal(leaf.shape, np.float32)
+            * np.float32(np.prod(leaf.shape[:-1]) ** -0.5)
+        ),
+        jax.eval_shape(MODEL.init, jax.random.key(0)),
+    )
+
+
+def make_batch(task: list[int], valid=None) -> dict[str, jax.Array]:
+    """A random batch of these tasks; all images valid if nothing else is said."""
+    rng = np.random.default_rng(2)
+    slots = len(task)
+    low = rng.uniform(0.1, 0.5, (slots, N, 2))
+    batch = {
+        "image": rng.standard_normal((slots, N, 32, 32, 3)),
+        "task": np.array(task, np.int32),
+        "valid": np.ones((slots, N), bool) if valid is None else np.array(valid, bool),
+        "label": rng.integers(0, 2, (slots, N)).astype(np.int32),
+        "box": np.concatenate([low, low + 0.3], -1),
+        "points": rng.uniform(0.2, 0.8, (slots, N, 2, 2)),
+        "points_valid": rng.uniform(size=(slots, N, 2)) < 0.7,
+        "mask": rng.integers(0, 2, (slots, N, 32, 32)).astype(np.uint8),
+    }
+    return {
+        name: jnp.asarray(value, jnp.float32 if value.dtype == float else value.dtype)
+        for name, value in batch.items()
+    }
+
+
+# cls2 and pts fill several slots, of which some are partly invalid; seg3 is absent.
+MIXED = make_batch(
+    [CLS2, CLS3, CLS2, DET, PTS, PTS, SEG2, SEG2],
+    [[1, 1], [1, 0], [0, 1], [1, 1], [1, 1], [1, 0], [0, 0], [1, 1]],
+)
+
+
+@jax.jit
+def one_task(params, batch, task):
+    """L_t of one task alone and its gradient, written without the engines."""
+    keys = jax.random.split(jax.random.split(KEY)[0], 8)  # every slot has its own
+
+    def task_loss(params):
+        sums, counts, start = [], [], 0
+        for kind, count in SLOTS.items():
+
+            def slot(own, key, kind=kind):
+                maps, _ = MODEL.encode(params, own["image"], own["task"], train=True, key=key)
+                outputs = MODEL.decode(params, kind, maps, own["task"])
+                return LOSSES[kind](outputs, own, own["valid"])
+
+            own, start = slice(start, start + count), start + count
+            s, c = jax.vmap(slot)({k: v[own] for k, v in batch.items()}, keys[own])
+            mine = batch["task"][own] == task
+            sums, counts = [*sums, (s * mine).sum()], [*counts, (c * mine).sum()]
+        return sum(sums) / jnp.maximum(sum(counts), 1)
+
+    return jax.value_and_grad(task_loss)(params)
+
+
+@pytest.fixture(scope="module")
+def separate(params):
+    """Losses [T] of MIXED, and their gradients one by one."""
+    pairs = [one_task(params, MIXED, task) for task in range(T)]
+    return np.array([loss for loss, _ in pairs]), [gradient for _, gradient in pairs]
+
+
+def shared_vector(gradient) -> np.ndarray:
+    """Encoder and all decoders as one float64 vector; a decoder is zero for other types' tasks."""
+    leaves = jax.tree.leaves((gradient["encoder"], gradient["decoders"]))
+    return np.concatenate([np.ravel(leaf) for leaf in leaves]).astype(np.float64)
+
+
+def assert_close(actual, expected, tolerance: float) -> None:
+    """Every leaf, relative to its largest number."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True
+    ):
+        largest = float(np.abs(b).max())
+        np.testing.assert_allclose(
+            a, b, rtol=0, atol=tolerance * largest, err_msg=jax.tree_util.keystr(path)
+        )
+
+
+PRESENT = np.array([True, True, True, True, True, False])
+
+
+@pytest.mark.parametrize("run", [PLAIN, STACK, PCGRAD])
+def test_losses_are_means_over_all_slots_of_a_task(params, separate, run):
+    losses, present, *_ = run(params, MIXED)
+    np.testing.assert_allclose(losses, separate[0], rtol=1e-5)
+    np.testing.assert_array_equal(present, PRESENT)
+    assert losses[SEG3] == 0
+
+
+def test_the_gramian_is_of_the_separate_gradients(params, separate):
+    vectors = np.stack([shared_vector(g) for g in separate[1]])
+    expected = vectors @ vectors.T
+    for run in (STACK, PCGRAD):
+        gramian = run(params, MIXED)[3]
+        scale = np.sqrt(np.outer(np.diagonal(expected), np.diagonal(expected)))
+        np.testing.assert_array_less(np.abs(gramian - expected), 1e-5 * scale + 1e-12)
+    assert PLAIN(params, MIXED)[3] is None
+
+
+@pytest.mark.parametrize("run", [PLAIN, STACK])
+def test_the_sum_is_the_sum_of_the_separate_gradients(params, separate, run):
+    expected = jax.tree.map(lambda *g: sum(g), *separate[1])
+    assert_close(run(params, MIXED)[2], expected, 1e-5)
+
+
+def test_pcgrad_is_the_literal_one_on_the_separate_gradients(params, separate):
+    vectors = [shared_vector(g) for g in separate[1]]
+    orders = surgery._orders(jax.random.split(KEY)[1], T)
+    present = np.flatnonzero(PRESENT)
+    weights = np.zeros(T)
+    for i in present:
+        projected, coefficients = vectors[i], np.eye(T)[i]
+        for j in map(int, orders[i]):
+            if j in present and projected @ vectors[j] < 0:
+                ratio = (projected @ vectors[j]) / (vectors[j] @ vectors[j])
+                projected = projected - ratio * vectors[j]
+                coefficients[j] -= ratio
+        weights += coefficients
+    assert weights.max() > 1.01, "a batch without a conflict shows nothing"
+    # Whatever the method, the weights of the tasks present sum to their number.
+    weights *= len(present) / weights.sum()
+
+    grads = PCGRAD(params, MIXED)[2]
+    expected = sum(w * v for w, v in zip(weights, vectors, strict=True))
+    actual = shared_vector(grads)
+    assert np.linalg.norm(actual - expected) < 1e-5 * np.linalg.norm(expected)
+    # Heads get the plain gradient of their own task.
+    plain = jax.tree.map(lambda *g: sum(g), *[g["heads"] for g in separate[1]])
+    assert_close(grads["heads"], plain, 1e-5)
+    row_of_seg3 = grads["heads"]["segmentation"]["kernel"][1]
+    assert (row_of_seg3 == 0).all()
+
+
+@pytest.mark.parametrize("run", [PLAIN, STACK, PCGRAD])
+def test_every_mix_of_tasks_is_one_program(params, run):
+    run(params, MIXED)
+    before = len(TRACED)
+    for task in (
+        [CLS2] * 3 + [DET] + [PTS] * 2 + [SEG3] * 2,
+        [CLS3] * 3 + [DET, PTS, PTS, SEG2, SEG3],
+    ):
+        losses, present, grads, _ = run(params, make_batch(task))
+        np.testing.assert_array_equal(present, np.isin(np.arange(T), task))
+        assert jnp.isfinite(losses).all()
+        for kind, rows in grads["heads"].items():
+            of_kind = [t for t in range(T) if TASKS[t].type == kind]
+            trained = [bool((rows["kernel"][row] != 0).any()) for row in range(len(of_kind))]
+            assert trained == [t in task for t in of_kind]
+    assert len(TRACED) == before
+    assert run._cache_size() == 1
+
+
+def without(batch, *tasks: int):
+    """The batch with no valid image of these tasks."""
+    gone = np.isin(batch["task"], tasks)
+    return {**batch, "valid": batch["valid"] & ~gone[:, None]}
+
+
+@pytest.mark.parametrize("broken", [CLS2, DET, PTS, SEG2])
+@pytest.mark.parametrize("part", ["heads", "decoders"])
+def test_a_task_that_is_not_finite_is_left_out_as_if_absent(params, part, broken):
+    kind = TASKS[broken].type
+    row = [t for t in range(T) if TASKS[t].type == kind].index(broken)
+
+    def spoil(leaf):
+        return leaf.at[row].set(jnp.nan) if part == "heads" else jnp.full_like(leaf, jnp.nan)
+
+    spoilt = {**params, part: {**params[part]}}
+    spoilt[part][kind] = jax.tree.map(lambda leaf: spoil(jnp.asarray(leaf)), params[part][kind])
+    # A decoder is shared: all tasks of its type go.
+    out = [broken] if part == "heads" else [t for t in range(T) if TASKS[t].type == kind]
+    out = [t for t in out if PRESENT[t]]
+
+    losses, present, grads, gramian = PCGRAD(spoilt, MIXED)
+    kept_losses, kept_present, kept, kept_gramian = PCGRAD(params, without(MIXED, *out))
+    np.testing.assert_array_equal(np.flatnonzero(np.isnan(losses)), out)
+    np.testing.assert_array_equal(present, kept_present)
+    np.testing.assert_array_equal(present, PRESENT & ~np.isin(np.arange(T), out))
+    np.testing.assert_allclose(losses[present], kept_losses[present], rtol=1e-6)
+    assert_close(gramian, kept_gramian, 1e-6)
+    assert_close(grads, kept, 1e-6)
+
+
+def test_when_no_task_is_finite_the_gradient_is_zero(params):
+    spoilt = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), params)
+    losses, present, grads, _ = PCGRAD(spoilt, MIXED)
+    assert not present.any()
+    assert np.isnan(losses[PRESENT]).all()
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(grads))
+
+
+def test_a_gradient_that_is_not_finite_marks_a_finite_loss():
+    """The root of zero is finite, and its slope is not."""
+
+    def encode(params, image, task, *, train, key):
+        return image @ params["encoder"], {}
+
+    def decode(params, kind, maps, task):
+        return {"answer": maps + params["decoders"][kind] * params["heads"][kind][task]}
+
+    def loss(kind, outputs, labels, valid):
+        return jnp.sqrt(jnp.abs(outputs["answer"])).sum(), valid.sum().astype(jnp.float32)
+
+    params = {
+        "encoder": jnp.ones((3,)),
+        "decoders": {"regression": jnp.float32(0)},
+        "heads": {"regression": jnp.zeros(2)},
+    }
+    batch = {
+        "image": jnp.array([[[1.0, -1.0, 0.0]], [[1.0, 2.0, 1.0]]]),
+        "task": jnp.array([0, 1]),
+        "valid": jnp.ones((2, 1), bool),
+    }
+    losses, present, grads, _, _ = multitask.value_and_grad(
+        Functions(encode, decode, loss, {"regression": 2}, tasks=2),
+        params, batch, {}, KEY, engine="stack", skip_nonfinite=True,
+    )  # fmt: skip
+    np.testing.assert_array_equal(losses, [np.nan, 2])
+    np.testing.assert_array_equal(present, [False, True])
+    np.testing.assert_allclose(grads["encoder"], np.array([1, 2, 1]) / 4)
+
+
+def test_the_layout_of_the_batch_is_that_of_the_types():
+    assert tuple(SLOTS) == TYPES == MODEL.types
+
+
+# ---- choose_engine ----
+
+
+@pytest.mark.parametrize(
+    ("engine", "method", "skip", "chosen"),
+    [
+        ("auto", "sum", False, "plain"),
+        ("auto", "mean", False, "plain"),
+        ("auto", "sum", True, "stack"),
+        ("auto", "pcgrad", False, "stack"),
+        ("stack", "sum", False, "stack"),
+        ("plain", "sum", False, "plain"),
+    ],
+)
+def test_the_engine_is_as_cheap_as_the_method_allows(engine, method, skip, chosen):
+    assert multitask.choose_engine(engine, method, skip) == chosen
+
+
+@pytest.mark.parametrize(
+    ("engine", "method", "skip", "message"),
+    [
+        ("auto", "magic", False, "multitask.method='magic' is unknown; choose from sum, mean"),
+        ("fast", "sum", False, "multitask.engine='fast' is unknown; choose from auto, plain"),
+        ("plain", "pcgrad", False, "cannot serve multitask.method='pcgrad'; use auto or stack"),
+        ("plain", "sum", True, "cannot serve train.on_nonfinite; use auto or stack"),
+    ],
+)
+def test_an_engine_that_cannot_serve_is_refused(engine, method, skip, message):
+    with pytest.raises(ValueError, match=message):
+        multitask.choose_engine(engine, method, skip)

@@ -1,0 +1,159 @@
+"""Runs that are killed, stopped or robbed of their images end as one that nothing disturbed."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import time
+
+import pytest
+
+from usfm.training.checkpoint import Checkpoints
+from usfm.training.train import EXIT_TERMINATED
+
+STEPS = 24
+UNSCORED = "--config.evaluate.after_training=False"
+
+
+def steps(workdir):
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        return checkpoints.steps()
+
+
+def digest(workdir):
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        arrays = checkpoints.arrays(STEPS)
+    sha = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        sha.update(f"{name} {array.shape} {array.dtype}".encode() + array.tobytes())
+    return sha.hexdigest()
+
+
+def logged(workdir):
+    """The steps in metrics.jsonl."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line)["step"] for line in lines if line.endswith("\n")]
+
+
+def wait_for(condition, process):
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.002)
+
+
+def wait_for_step(step, workdir, process):
+    wait_for(lambda: step in logged(workdir), process)
+
+
+def saving(workdir):
+    return any("tmp" in path.name for path in (workdir / "checkpoints").glob("*"))
+
+
+def stop(process, *signals):
+    """Sends signals to all processes of the run, as a terminal or a scheduler does."""
+    for number in signals:
+        os.killpg(process.pid, number)
+        time.sleep(0.02)
+    return process.communicate()[1]
+
+
+def kill(process):
+    """Kills the process alone; those it started are left to themselves."""
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 30
+    while alive(process.pid):
+        assert time.monotonic() < deadline, "its workers live on"
+        time.sleep(0.1)
+
+
+def alive(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def assert_same_end(workdir, trained):
+    assert logged(workdir) == list(range(1, STEPS + 1))
+    assert digest(workdir) == digest(trained)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_killed_run_ends_bit_for_bit_like_one_that_was_not(run, trained, tmp_path, workers):
+    flags = (UNSCORED, f"--config.data.workers={workers}")
+    first, second = random.randint(1, 9), random.randint(10, 18)
+    print(f"killed after step {first}, and after step {second} while it saved")
+
+    process = run.start(tmp_path, *flags)
+    wait_for_step(first, tmp_path, process)
+    kill(process)
+    process = run.start(tmp_path, *flags)
+    wait_for_step(second, tmp_path, process)
+    wait_for(lambda: saving(tmp_path), process)
+    kill(process)
+    assert saving(tmp_path)
+
+    done = run(tmp_path, *flags)
+    assert done.returncode == 0, done.stderr
+    assert_same_end(tmp_path, trained)
+    assert not saving(tmp_path)
+
+
+def test_a_run_that_is_told_to_stop_saves_first(run, trained, tmp_path):
+    # Saves only when told to. Workers get the signals too.
+    flags = (UNSCORED, "--config.data.workers=2", "--config.checkpoint.every_steps=1000")
+    first, second = random.randint(1, 9), random.randint(10, 18)
+    print(f"stopped after steps {first} and {second}")
+
+    process = run.start(tmp_path, *flags)
+    wait_for_step(first, tmp_path, process)
+    errors = stop(process, signal.SIGINT)
+    assert process.returncode == EXIT_TERMINATED, errors
+    (saved,) = steps(tmp_path)
+    assert first < saved < second + 2
+    assert f"SIGINT: step {saved} is saved; run the same command again" in errors
+    assert logged(tmp_path) == list(range(1, saved + 1))
+    assert "Traceback" not in errors
+    assert "leaked" not in errors
+
+    process = run.start(tmp_path, *flags)
+    wait_for_step(second, tmp_path, process)
+    errors = stop(process, signal.SIGTERM, signal.SIGTERM, signal.SIGTERM)
+    assert process.returncode == EXIT_TERMINATED, errors
+    assert steps(tmp_path)[-1] > second
+    assert "Traceback" not in errors
+    assert "leaked" not in errors
+
+    done = run(tmp_path, *flags)
+    assert done.returncode == 0, done.stderr
+    assert_same_end(tmp_path, trained)
+
+
+def test_the_images_are_not_read_while_it_trains(run, trained, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(run.data, data)
+    workdir = tmp_path / "run"
+    process = dataclasses.replace(run, data=data).start(workdir)
+    wait_for_step(1, workdir, process)
+    shutil.rmtree(data)
+    errors = process.communicate()[1]
+    assert process.returncode == 0, errors
+    assert f"{data} is gone: not scored; run --mode=evaluate when it is back" in errors
+    assert not (workdir / "evaluation.json").exists()
+    assert_same_end(workdir, trained)
+
+
+def test_nothing_is_compiled_after_the_first_step(trained):
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == STEPS
+    mixes = {tuple(name for name in line if name.startswith("loss/")) for line in lines}
+    assert len(mixes) > 1
+    assert {line["compilations"] for line in lines} == {lines[0]["compilations"]}
+    assert lines[0]["compilations"] > 0

@@ -1,0 +1,33 @@
+"""Writes the built-in phantom tasks as an FM_UIA folder.
+
+python tools/make_phantoms.py ROOT [--rows=100] [--seed=0]
+"""
+
+import argparse
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+from usfm.data.phantoms import TASKS, write_folder
+from usfm.errors import UserError
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Writes the folder, or finds it there already."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("root", help="the folder to be made")
+    parser.add_argument("--rows", type=int, default=100, help="images of each task (100)")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is random (0)")
+    arguments = parser.parse_args(argv)
+    try:
+        write_folder(arguments.root, rows=arguments.rows, seed=arguments.seed)
+    except (UserError, FileExistsError) as error:
+        sys.exit(f"make_phantoms: {error}")
+    print(f"{len(TASKS)} phantom tasks of {arguments.rows} images: {arguments.root}")
+
+
+if __name__ == "__main__":
+    main()
