@@ -14,5 +14,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config = usfm_config.debug(usfm_config.base())
     config.data.root = "runs/phantoms"
     config.data.cache_dir = "runs/cache"
+    config.train.steps = 240
     config.evaluate.before_training = True
     return config

@@ -13,8 +13,10 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 import numpy as np
 import pytest
 from absl import flags
+from ml_collections import ConfigDict
 from PIL import Image
 
+from usfm import config as usfm_config
 from usfm.data.builder import open_store
 from usfm.data.folder import Folder, Row
 from usfm.data.image import content_hash
@@ -132,6 +134,31 @@ def phantoms(session_dir) -> pathlib.Path:
     root = session_dir / "phantoms"
     write_folder(root, tasks=PHANTOM_TASKS, rows=12)
     return root
+
+
+@pytest.fixture
+def make_config(phantoms, session_dir) -> Callable[..., ConfigDict]:
+    """Makes the config of a small run within this process, on its 8 devices."""
+
+    def make(**fields) -> ConfigDict:
+        config = usfm_config.debug(usfm_config.base())
+        small = {
+            "tasks": "breast_2cls,lung_2cls",
+            "data.root": str(phantoms),
+            "data.cache_dir": str(session_dir / "stores"),
+            "data.image_size": 32,
+            "data.val_fraction": 0.5,
+            "model.decoder_width": 8,
+            "train.steps": 12,
+            "train.slots": 8,
+            "train.examples_per_slot": 1,
+            "train.log_every": 1,
+            "checkpoint.every_steps": 3,
+        }
+        config.update_from_flattened_dict(small | fields)
+        return config
+
+    return make
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,7 +30,7 @@ def main(workdirs: Sequence[pathlib.Path]) -> None:
     """Prints the table as Markdown."""
     config = usfm_config.read(workdirs[0] / "config.json")
     folder = open_folder(config, workdirs[0])
-    splits = open_splits(config, folder, workdirs[0])
+    splits = open_splits(config, folder)
     scored = rows_in(folder, splits, config.evaluate.part)
     trained = training_rows(folder, splits, config.data.fraction)
     seeds = [_read(workdir) for workdir in workdirs]

@@ -1,6 +1,7 @@
 """What usfm's commands share: flags that say what is wrong with them, and errors in one line."""
 
 import functools
+import itertools
 import pathlib
 import re
 import sys
@@ -14,7 +15,7 @@ from usfm.errors import UserError
 from usfm.tasks.suggest import suggest
 
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
-_CONFIG = re.compile(r"--?config=([^:]*)")
+_CONFIG = re.compile(r"--?config(?:=([^:]*)|$)")
 _ILLEGAL = re.compile(r"flag --config\.(?P<name>[^=]+)=(?P<value>.*?): ", re.DOTALL)
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
@@ -45,12 +46,19 @@ def _call(main: Callable[[], None], argv: list[str]) -> None:
 def _check_config(argv: list[str]) -> None:
     """Finds a config file or field that is not there, of which config_flags would say little."""
     fields = _fields()
-    for argument in argv[1:]:
-        if (match := _CONFIG.match(argument)) and not pathlib.Path(match[1]).is_file():
-            experiments = [str(path) for path in pathlib.Path("configs").glob("*.py")]
-            raise UserError(f"there is no config file {match[1]}; {suggest(match[1], experiments)}")
-        if (match := _OVERRIDE.match(argument)) and match[1] not in fields:
-            raise UserError(_unknown(match[1], fields))
+    named = False
+    for argument, following in itertools.pairwise([*argv[1:], ""]):
+        if match := _CONFIG.match(argument):
+            named = True
+            file = following.partition(":")[0] if match[1] is None else match[1]
+            if not pathlib.Path(file).is_file():
+                experiments = [str(path) for path in pathlib.Path("configs").glob("*.py")]
+                raise UserError(f"there is no config file {file!r}; {suggest(file, experiments)}")
+        if match := _OVERRIDE.match(argument):
+            if match[1] not in fields:
+                raise UserError(_unknown(match[1], fields))
+            if not named:
+                raise UserError(f"{argument} comes before --config=FILE; give it after that")
 
 
 def _unknown(name: str, fields: Mapping[str, Any]) -> str:
@@ -71,7 +79,9 @@ def _explained(error: Exception) -> str:
     if match and (default := _fields().get(match["name"])) is not None:
         kind = _KINDS.get(type(default), f"a {type(default).__name__}")
         return f"--config.{match['name']}={match['value']}: give {kind}, such as {default}"
-    return message.removeprefix("flag ")
+    # A UserError of a config file arrives wrapped in its traceback, as its bugs do.
+    message = message.rpartition("usfm.errors.UserError: ")[2]
+    return message.removeprefix("flag ").strip()
 
 
 def _fields() -> dict[str, Any]:

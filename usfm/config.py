@@ -118,10 +118,14 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"{field}={config[room][name]!r} is not one of {choices}")
     for field, low, high in (
         ("data.fraction", 1e-9, 1.0),
+        ("data.workers", 0, float("inf")),
         ("data.augment", 0.0, 1.0),
+        ("train.steps", 1, float("inf")),
+        ("train.seconds", 0.0, float("inf")),
         ("train.slots", 1, float("inf")),
         ("train.examples_per_slot", 1, float("inf")),
         ("train.log_every", 1, float("inf")),
+        ("optimizer.warmup", 0.0, 1.0),
         ("checkpoint.every_steps", 1, float("inf")),
         ("checkpoint.keep", 1, float("inf")),
         ("evaluate.batch_size", 1, float("inf")),
@@ -135,8 +139,8 @@ def check(config: ConfigDict) -> None:
 
 # Fields that may differ when a run goes on: they change where and how fast, not what is learned,
 # or, as on_nonfinite, how it gets over a bad step.
-FREE = ("data.root", "data.cache_dir", "data.workers", "data.splits_file", "train.log_every",
-        "train.on_nonfinite", "evaluate.", "mesh.", "checkpoint.")  # fmt: skip
+FREE = ("data.root", "data.cache_dir", "data.workers", "train.log_every", "train.on_nonfinite",
+        "evaluate.", "mesh.", "checkpoint.")  # fmt: skip
 
 
 def check_resumable(config: ConfigDict, workdir: pathlib.Path) -> None:

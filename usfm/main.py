@@ -38,16 +38,17 @@ def main() -> None:
     if _VERSION.value:
         print(f"usfm {usfm.__version__}")
         return
-    for name, value in (("config=configs/NAME.py", _CONFIG.value), ("workdir=DIR", _WORKDIR.value)):
-        if not value:
-            raise UserError(f"--{name} is missing; see --help")
+    config, workdir = _CONFIG.value, _WORKDIR.value
+    if not config:
+        raise UserError("--config=configs/NAME.py is missing; see --help")
+    if not workdir:
+        raise UserError("--workdir=DIR is missing; see --help")
 
     logging.set_verbosity(logging.WARNING)  # orbax tells each of its moves
     from usfm import config as usfm_config
     from usfm import modes
 
-    workdir = pathlib.Path(_WORKDIR.value).expanduser()
-    config = _CONFIG.value
+    workdir = pathlib.Path(workdir).expanduser()
     if _MODE.value != "train":
         # A workdir knows how it was trained; only what is said on the command line changes that.
         changed = config_flags.get_override_values(flags.FLAGS["config"])

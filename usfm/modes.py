@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import jax
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ from usfm.data.source import open_folder, open_splits, rows_in, say, training_ro
 from usfm.data.splits import Splits
 from usfm.errors import UserError
 from usfm.evaluation import trivial
-from usfm.evaluation.evaluate import Evaluation, evaluate, write
+from usfm.evaluation.evaluate import Evaluation, Trivial, evaluate, write
 from usfm.evaluation.files import write_atomically
 from usfm.evaluation.overlay import Example
 from usfm.evaluation.predict import Predictor
@@ -35,12 +35,16 @@ def run_train(config: ConfigDict, workdir: pathlib.Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     folder = open_folder(config, workdir)
     splits = open_splits(config, folder, workdir)
+    rows = rows_in(folder, splits, config.evaluate.part)
     before = workdir / "evaluation_before.json"
-    if config.evaluate.before_training and not before.exists():
-        untrained, _ = _score(config, _untrained(config, folder), folder, splits, None)
+    if config.evaluate.before_training and any(rows.values()) and not before.exists():
+        untrained, _ = _score(_untrained(config, folder), folder, splits, rows, {})
         write_atomically(before, json.dumps(untrained.report, indent=2).encode())
     train(config, workdir, folder, splits)
     if not config.evaluate.after_training:
+        return
+    if not any(rows.values()):
+        say(f"part '{config.evaluate.part}' has no labelled row: not scored")
         return
     if not folder.root.exists():
         say(f"{folder.root} is gone: not scored; run --mode=evaluate when it is back")
@@ -55,27 +59,31 @@ def run_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
     predictor = _trained(config, workdir)
     folder = open_folder(config, workdir)
     _check_tasks(predictor.model.tasks, folder)
-    if config.data.root == trained.data.root:
-        source = folder
-        splits = source_splits = open_splits(config, folder, workdir)
+    trained_root = pathlib.Path(trained.data.root)
+    part, floors = config.evaluate.part, {}
+    if folder.root.resolve() == trained_root.resolve():
+        splits = open_splits(config, folder)
+        floors = _floors(folder, splits, config.data.fraction)
     else:
         # Another folder than the one trained on: all its rows are scored, and the trivial
         # predictor still knows the training rows only.
-        splits = _all_in_one(folder)
-        source, source_splits = folder, None
-        if pathlib.Path(trained.data.root).exists():
+        splits, part = _all_in_one(folder), "all"
+        if trained_root.exists():
             source = open_folder(trained, workdir)
-            source_splits = open_splits(trained, source, workdir)
-    result, examples = _score(config, predictor, folder, splits, source_splits, source)
-    if not result.rows:
+            floors = _floors(source, open_splits(trained, source), trained.data.fraction)
+    rows = rows_in(folder, splits, part)
+    if not any(rows.values()):
         raise UserError(
-            f"{config.data.root} has no labelled row in part '{config.evaluate.part}'; "
-            "set evaluate.part to train's val, test or all"
+            f"{config.data.root} has no labelled row in part '{part}'; set evaluate.part to "
+            "another of val, test and all"
         )
+    result, examples = _score(predictor, folder, splits, rows, floors)
     write(result, workdir)
     write_report(workdir, result.report, examples)
     before = workdir / "evaluation_before.json"
     untrained = json.loads(before.read_text()) if before.exists() else None
+    if untrained is not None and untrained["parts"] != result.report["parts"]:
+        untrained = None  # it was scored on other rows
     print(text_table(result.report, untrained))
     print(f"\nreport: {workdir / 'report.html'}")
 
@@ -94,25 +102,26 @@ def run_predict(config: ConfigDict, workdir: pathlib.Path) -> None:
 MODES = {"train": run_train, "evaluate": run_evaluate, "predict": run_predict}
 
 
+def _floors(folder: Folder, splits: Splits, fraction: float) -> dict[str, Trivial]:
+    """The trivial predictors of all tasks that have training rows, fitted to them."""
+    fitted = {}
+    indices = training_rows(folder, splits, fraction)
+    for task in folder.tasks:
+        if indices[task.id].size:
+            rows = [folder.rows[task.id][index] for index in indices[task.id]]
+            fitted[task.id] = trivial.fit(folder, task, rows)
+    return fitted
+
+
 def _score(
-    config: ConfigDict,
     predictor: Predictor,
     folder: Folder,
     splits: Splits,
-    source_splits: Splits | None,
-    source: Folder | None = None,
+    rows: Mapping[str, Sequence[Row]],
+    floors: Mapping[str, Trivial],
 ) -> tuple[Evaluation, list[Example]]:
-    """Scores a predictor beside the trivial one, which is fitted to the source's training rows."""
-    source = source or folder
-    rows = rows_in(folder, splits, config.evaluate.part)
+    """Scores a predictor on rows, beside the trivial ones; and one example a task to show."""
     rows = {task_id: of_task for task_id, of_task in rows.items() if of_task}
-    floors = {}
-    if source_splits is not None:
-        indices = training_rows(source, source_splits, config.data.fraction)
-        for task in folder.tasks:
-            of_task = [source.rows[task.id][i] for i in indices.get(task.id, ())]
-            if of_task:
-                floors[task.id] = trivial.fit(source, task, of_task)
     shown: dict[str, tuple[Row, Answer]] = {}
     result = evaluate(
         _remember_first(predictor(folder, rows), shown),
@@ -150,9 +159,8 @@ def _untrained(config: ConfigDict, folder: Folder) -> Predictor:
     """The model as training starts with it."""
     mesh = sharding.make_mesh(config.mesh)
     model = make_model(config, folder.tasks)
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    init = jax.jit(model.init, out_shardings=sharding.shardings(shapes, mesh))
-    return _predictor(config, model, init(jax.random.key(config.train.seed)), mesh)
+    params = sharding.build(lambda: model.init(jax.random.key(config.train.seed)), mesh)
+    return _predictor(config, model, params, mesh)
 
 
 def _trained(config: ConfigDict, workdir: pathlib.Path) -> Predictor:
@@ -163,12 +171,7 @@ def _trained(config: ConfigDict, workdir: pathlib.Path) -> Predictor:
         if newest is None:
             raise UserError(f"{workdir} holds no checkpoint: train first, or give its --workdir")
         model = make_model(config, tasks_from_meta(checkpoints.meta(newest)))
-        shapes = jax.eval_shape(model.init, jax.random.key(0))
-        placed = jax.tree.map(
-            lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
-            shapes,
-            sharding.shardings(shapes, mesh),
-        )
+        placed = sharding.abstract(lambda: model.init(jax.random.key(0)), mesh)
         params = checkpoints.restore_params(newest, placed)
     return _predictor(config, model, params, mesh)
 

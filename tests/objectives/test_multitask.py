@@ -1,5 +1,7 @@
 """The multi-task gradient of M2DINO, against one jax.grad a task and surgery done literally."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +26,9 @@ MODEL = M2DINO(TASKS, variant="tiny", decoder_width=8)
 SLOTS = {"classification": 3, "detection": 1, "regression": 2, "segmentation": 2}
 CLS2, CLS3, DET, PTS, SEG2, SEG3 = range(T)
 KEY = jax.random.key(11)
-TRACED = []  # a call of the encoder each time that a program is traced
+# XLA's own passes run, LLVM's do not: a third of the time to compile.
+QUICKLY = {"xla_backend_optimization_level": 0}
+TRACED = []  # grows by a call of the encoder whenever a program is traced
 
 
 def encode(params, image, task, *, train, key):
@@ -32,21 +36,25 @@ def encode(params, image, task, *, train, key):
     return MODEL.encode(params, image, task, train=train, key=key)
 
 
-def loss(kind, outputs, labels, valid):
-    return LOSSES[kind](outputs, labels, valid)
-
-
-FUNCTIONS = Functions(encode, MODEL.decode, loss, SLOTS, tasks=T)
+FUNCTIONS = Functions(
+    encode,
+    MODEL.decode,
+    lambda kind, outputs, labels, valid: LOSSES[kind](outputs, labels, valid),
+    SLOTS,
+    tasks=T,
+)
 
 
 def compiled(**settings):
     """value_and_grad of the settings as one program of (params, batch)."""
-    return jax.jit(lambda p, b: multitask.value_and_grad(FUNCTIONS, p, b, {}, KEY, **settings)[:4])
+    return jax.jit(
+        lambda p, b: multitask.value_and_grad(FUNCTIONS, p, b, {}, KEY, **settings)[:4],
+        compiler_options=QUICKLY,
+    )
 
 
 PLAIN = compiled(engine="plain")
-STACK = compiled(engine="stack")
-PCGRAD = compiled(engine="stack", method="pcgrad", skip_nonfinite=True)
+STACK = compiled(engine="stack", method="pcgrad", skip_nonfinite=True)
 
 
 @pytest.fixture(scope="module")
@@ -89,25 +97,27 @@ MIXED = make_batch(
 )
 
 
-@jax.jit
+@functools.partial(jax.jit, compiler_options=QUICKLY)
 def one_task(params, batch, task):
     """L_t of one task alone and its gradient, written without the engines."""
     keys = jax.random.split(jax.random.split(KEY)[0], 8)  # every slot has its own
 
     def task_loss(params):
-        sums, counts, start = [], [], 0
-        for kind, count in SLOTS.items():
+        maps = jax.vmap(lambda i, t, k: MODEL.encode(params, i, t, train=True, key=k)[0])(
+            batch["image"], batch["task"], keys
+        )
+        total, count, start = 0.0, 0.0, 0
+        for kind, slots in SLOTS.items():
 
-            def slot(own, key, kind=kind):
-                maps, _ = MODEL.encode(params, own["image"], own["task"], train=True, key=key)
+            def slot(maps, own, kind=kind):
                 outputs = MODEL.decode(params, kind, maps, own["task"])
                 return LOSSES[kind](outputs, own, own["valid"])
 
-            own, start = slice(start, start + count), start + count
-            s, c = jax.vmap(slot)({k: v[own] for k, v in batch.items()}, keys[own])
+            own, start = slice(start, start + slots), start + slots
+            sums, counts = jax.vmap(slot)(maps[own], {k: v[own] for k, v in batch.items()})
             mine = batch["task"][own] == task
-            sums, counts = [*sums, (s * mine).sum()], [*counts, (c * mine).sum()]
-        return sum(sums) / jnp.maximum(sum(counts), 1)
+            total, count = total + (sums * mine).sum(), count + (counts * mine).sum()
+        return total / jnp.maximum(count, 1)
 
     return jax.value_and_grad(task_loss)(params)
 
@@ -115,7 +125,7 @@ def one_task(params, batch, task):
 @pytest.fixture(scope="module")
 def separate(params):
     """Losses [T] of MIXED, and their gradients one by one."""
-    pairs = [one_task(params, MIXED, task) for task in range(T)]
+    pairs = [jax.device_get(one_task(params, MIXED, task)) for task in range(T)]
     return np.array([loss for loss, _ in pairs]), [gradient for _, gradient in pairs]
 
 
@@ -126,12 +136,15 @@ def shared_vector(gradient) -> np.ndarray:
 
 
 def assert_close(actual, expected, tolerance: float) -> None:
-    """Every leaf, relative to its largest number."""
+    """Every leaf, relative to the largest number of the tree.
+
+    (Not to its own: a bias on a heat map moves no point, and its gradient is rounding alone.)
+    """
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True
     ):
-        largest = float(np.abs(b).max())
         np.testing.assert_allclose(
             a, b, rtol=0, atol=tolerance * largest, err_msg=jax.tree_util.keystr(path)
         )
@@ -140,7 +153,7 @@ def assert_close(actual, expected, tolerance: float) -> None:
 PRESENT = np.array([True, True, True, True, True, False])
 
 
-@pytest.mark.parametrize("run", [PLAIN, STACK, PCGRAD])
+@pytest.mark.parametrize("run", [PLAIN, STACK], ids=["plain", "stack"])
 def test_losses_are_means_over_all_slots_of_a_task(params, separate, run):
     losses, present, *_ = run(params, MIXED)
     np.testing.assert_allclose(losses, separate[0], rtol=1e-5)
@@ -151,17 +164,15 @@ def test_losses_are_means_over_all_slots_of_a_task(params, separate, run):
 def test_the_gramian_is_of_the_separate_gradients(params, separate):
     vectors = np.stack([shared_vector(g) for g in separate[1]])
     expected = vectors @ vectors.T
-    for run in (STACK, PCGRAD):
-        gramian = run(params, MIXED)[3]
-        scale = np.sqrt(np.outer(np.diagonal(expected), np.diagonal(expected)))
-        np.testing.assert_array_less(np.abs(gramian - expected), 1e-5 * scale + 1e-12)
+    gramian = STACK(params, MIXED)[3]
+    norms = np.sqrt(np.diagonal(expected))
+    np.testing.assert_array_less(np.abs(gramian - expected), 1e-5 * np.outer(norms, norms) + 1e-12)
     assert PLAIN(params, MIXED)[3] is None
 
 
-@pytest.mark.parametrize("run", [PLAIN, STACK])
-def test_the_sum_is_the_sum_of_the_separate_gradients(params, separate, run):
+def test_plain_is_the_sum_of_the_separate_gradients(params, separate):
     expected = jax.tree.map(lambda *g: sum(g), *separate[1])
-    assert_close(run(params, MIXED)[2], expected, 1e-5)
+    assert_close(PLAIN(params, MIXED)[2], expected, 1e-5)
 
 
 def test_pcgrad_is_the_literal_one_on_the_separate_gradients(params, separate):
@@ -181,7 +192,7 @@ def test_pcgrad_is_the_literal_one_on_the_separate_gradients(params, separate):
     # Whatever the method, the weights of the tasks present sum to their number.
     weights *= len(present) / weights.sum()
 
-    grads = PCGRAD(params, MIXED)[2]
+    grads = STACK(params, MIXED)[2]
     expected = sum(w * v for w, v in zip(weights, vectors, strict=True))
     actual = shared_vector(grads)
     assert np.linalg.norm(actual - expected) < 1e-5 * np.linalg.norm(expected)
@@ -192,7 +203,7 @@ def test_pcgrad_is_the_literal_one_on_the_separate_gradients(params, separate):
     assert (row_of_seg3 == 0).all()
 
 
-@pytest.mark.parametrize("run", [PLAIN, STACK, PCGRAD])
+@pytest.mark.parametrize("run", [PLAIN, STACK], ids=["plain", "stack"])
 def test_every_mix_of_tasks_is_one_program(params, run):
     run(params, MIXED)
     before = len(TRACED)
@@ -224,16 +235,18 @@ def test_a_task_that_is_not_finite_is_left_out_as_if_absent(params, part, broken
     row = [t for t in range(T) if TASKS[t].type == kind].index(broken)
 
     def spoil(leaf):
-        return leaf.at[row].set(jnp.nan) if part == "heads" else jnp.full_like(leaf, jnp.nan)
+        leaf = leaf.copy()
+        leaf[row if part == "heads" else ...] = np.nan
+        return leaf
 
     spoilt = {**params, part: {**params[part]}}
-    spoilt[part][kind] = jax.tree.map(lambda leaf: spoil(jnp.asarray(leaf)), params[part][kind])
+    spoilt[part][kind] = jax.tree.map(spoil, params[part][kind])
     # A decoder is shared: all tasks of its type go.
     out = [broken] if part == "heads" else [t for t in range(T) if TASKS[t].type == kind]
     out = [t for t in out if PRESENT[t]]
 
-    losses, present, grads, gramian = PCGRAD(spoilt, MIXED)
-    kept_losses, kept_present, kept, kept_gramian = PCGRAD(params, without(MIXED, *out))
+    losses, present, grads, gramian = STACK(spoilt, MIXED)
+    kept_losses, kept_present, kept, kept_gramian = STACK(params, without(MIXED, *out))
     np.testing.assert_array_equal(np.flatnonzero(np.isnan(losses)), out)
     np.testing.assert_array_equal(present, kept_present)
     np.testing.assert_array_equal(present, PRESENT & ~np.isin(np.arange(T), out))
@@ -243,42 +256,69 @@ def test_a_task_that_is_not_finite_is_left_out_as_if_absent(params, part, broken
 
 
 def test_when_no_task_is_finite_the_gradient_is_zero(params):
-    spoilt = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), params)
-    losses, present, grads, _ = PCGRAD(spoilt, MIXED)
+    spoilt = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), params)
+    losses, present, grads, _ = STACK(spoilt, MIXED)
     assert not present.any()
     assert np.isnan(losses[PRESENT]).all()
-    assert all((leaf == 0).all() for leaf in jax.tree.leaves(grads))
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(grads))
+
+
+# ---- A model to reckon by hand: its losses are roots, whose slope at 0 is not finite ----
+
+
+def root_of_products(params, images, **settings):
+    """One image [3] a slot: L_t = sum of sqrt |image * encoder + decoder * head_t|."""
+    functions = Functions(
+        encode=lambda params, image, task, *, train, key: (image * params["encoder"], {}),
+        decode=lambda params, kind, maps, task: {
+            "answer": maps + params["decoders"][kind] * params["heads"][kind][task]
+        },
+        loss=lambda kind, outputs, labels, valid: (
+            jnp.sqrt(jnp.abs(outputs["answer"])).sum(),
+            valid.sum().astype(jnp.float32),
+        ),
+        slots={"regression": 3},
+        tasks=2,
+    )
+    batch = {
+        "image": jnp.array(images)[:, None],
+        "task": jnp.array([0, 1, 1]),
+        "valid": jnp.ones((3, 1), bool),
+    }
+    return multitask.value_and_grad(functions, params, batch, {}, KEY, **settings)[:3]
+
+
+ROOT_PARAMS = {
+    "encoder": jnp.ones(3),
+    "decoders": {"regression": jnp.float32(0.5)},
+    "heads": {"regression": jnp.zeros(2)},
+}
+
+
+def test_both_engines_and_sum_and_mean_agree():
+    images = [[1.0, 4.0, 9.0], [4.0, 1.0, 1.0], [16.0, 4.0, 1.0]]
+    losses, present, plain = root_of_products(ROOT_PARAMS, images, engine="plain")
+    np.testing.assert_allclose(losses, [6, (4 + 7) / 2])
+    assert present.all()
+    np.testing.assert_allclose(plain["encoder"], [0.5 + 1 / 2 + 2 / 2, 1 + 0.25 + 0.5, 1.5 + 0.5])
+    for method in ("sum", "mean"):
+        stack = root_of_products(ROOT_PARAMS, images, engine="stack", method=method)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),
+            stack,
+            (losses, present, plain),
+        )
 
 
 def test_a_gradient_that_is_not_finite_marks_a_finite_loss():
-    """The root of zero is finite, and its slope is not."""
-
-    def encode(params, image, task, *, train, key):
-        return image @ params["encoder"], {}
-
-    def decode(params, kind, maps, task):
-        return {"answer": maps + params["decoders"][kind] * params["heads"][kind][task]}
-
-    def loss(kind, outputs, labels, valid):
-        return jnp.sqrt(jnp.abs(outputs["answer"])).sum(), valid.sum().astype(jnp.float32)
-
-    params = {
-        "encoder": jnp.ones((3,)),
-        "decoders": {"regression": jnp.float32(0)},
-        "heads": {"regression": jnp.zeros(2)},
-    }
-    batch = {
-        "image": jnp.array([[[1.0, -1.0, 0.0]], [[1.0, 2.0, 1.0]]]),
-        "task": jnp.array([0, 1]),
-        "valid": jnp.ones((2, 1), bool),
-    }
-    losses, present, grads, _, _ = multitask.value_and_grad(
-        Functions(encode, decode, loss, {"regression": 2}, tasks=2),
-        params, batch, {}, KEY, engine="stack", skip_nonfinite=True,
-    )  # fmt: skip
-    np.testing.assert_array_equal(losses, [np.nan, 2])
-    np.testing.assert_array_equal(present, [False, True])
-    np.testing.assert_allclose(grads["encoder"], np.array([1, 2, 1]) / 4)
+    images = [[4.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 1.0, 1.0]]
+    losses, present, grads = root_of_products(
+        ROOT_PARAMS, images, engine="stack", skip_nonfinite=True
+    )
+    np.testing.assert_array_equal(losses, [4, np.nan])
+    np.testing.assert_array_equal(present, [True, False])
+    np.testing.assert_allclose(grads["encoder"], [1, 0.5, 0.5])
+    assert grads["heads"]["regression"][1] == 0
 
 
 def test_the_layout_of_the_batch_is_that_of_the_types():

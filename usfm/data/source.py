@@ -40,12 +40,16 @@ def open_folder(
         cache_dir=cache_dir(config),
     )
     if folder.skipped:
-        say(f"{len(folder.skipped)} faults: their rows are left out, see {workdir}/bad_rows.csv")
+        count = f"{len(folder.skipped)} fault{'s' if len(folder.skipped) > 1 else ''}"
+        say(f"{count} in {folder.root}, rows left out: see {workdir}/bad_rows.csv")
     return folder
 
 
-def open_splits(config: ConfigDict, folder: Folder, workdir: pathlib.Path) -> Splits:
-    """The given split, or one made by groups; written to workdir/splits.csv either way."""
+def open_splits(config: ConfigDict, folder: Folder, workdir: pathlib.Path | None = None) -> Splits:
+    """The given split, or one made by groups; written to workdir/splits.csv where that is given.
+
+    Only who trains gives it: the file says what was trained on, whatever is scored later.
+    """
     patterns = tuple(config.data.group_patterns) or DEFAULT_PATTERNS
     if config.data.splits_file:
         splits = read_splits(pathlib.Path(config.data.splits_file), folder, patterns=patterns)
@@ -61,9 +65,10 @@ def open_splits(config: ConfigDict, folder: Folder, workdir: pathlib.Path) -> Sp
             test_fraction=config.data.test_fraction,
             patterns=patterns,
         )
-    for gap in gaps(splits, folder):
-        say(f"warning: {gap}")
-    write_splits(workdir / "splits.csv", splits, folder)
+    if workdir is not None:
+        for gap in gaps(splits, folder):
+            say(f"warning: {gap}")
+        write_splits(workdir / "splits.csv", splits, folder)
     return splits
 
 
@@ -78,7 +83,8 @@ def rows_in(folder: Folder, splits: Splits, part: str) -> dict[str, list[Row]]:
 def training_rows(folder: Folder, splits: Splits, fraction: float) -> dict[str, np.ndarray]:
     """Row.index of each task's training rows, or of a fraction of them.
 
-    Whole groups are taken in the order of a hash, so that a smaller fraction lies inside a larger.
+    Rows are taken group by group in the order of a hash, so that a smaller fraction lies inside a
+    larger, and one that is not small has few groups in part.
     """
     chosen = {}
     for task_id, rows in rows_in(folder, splits, "train").items():

@@ -146,7 +146,10 @@ class M2DINO:
                 inputs, 5, bias_init=heads.detection_bias, dtype=dtype, rngs=rngs
             )
         outputs = max(t.size for t in self._of_type(kind))
-        return lambda rngs: nnx.Linear(inputs, outputs, dtype=dtype, rngs=rngs)
+        # A heat map's softmax does not see a bias: its gradient would be rounding, which Adam
+        # makes steps of.
+        bias = kind != "regression"
+        return lambda rngs: nnx.Linear(inputs, outputs, use_bias=bias, dtype=dtype, rngs=rngs)
 
     @functools.cached_property
     def _head_inputs(self) -> dict[str, int]:

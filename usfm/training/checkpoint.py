@@ -121,7 +121,10 @@ class Checkpoints:
 
     def _shapes(self, step: int) -> Any:
         with self._explained(step):
-            return self._manager.item_metadata(step)["state"].tree
+            found = self._manager.item_metadata(step)["state"]
+            if found is None:
+                raise FileNotFoundError("nothing says what its state holds")
+            return found.tree
 
     @contextlib.contextmanager
     def _explained(self, step: int) -> Iterator[None]:
@@ -129,8 +132,9 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
+            why = f"{type(error).__name__}: {error}".splitlines()[0]
             raise UserError(
-                f"checkpoint {self._path(step)} is damaged ({str(error).splitlines()[0]}); remove "
+                f"checkpoint {self._path(step)} cannot be read ({why}); if it is damaged, remove "
                 "it to go on from the one before"
             ) from error
 

@@ -41,9 +41,4 @@ def create(
         # A weakly typed constant among them would be strong after a step: compiled twice.
         return jax.tree.map(lambda leaf: jnp.asarray(leaf, leaf.dtype), state)
 
-    shapes = jax.eval_shape(make)
-    shardings = sharding.shardings(shapes, mesh)
-    abstract = jax.tree.map(
-        lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), shapes, shardings
-    )
-    return jax.jit(make, out_shardings=shardings)(), abstract
+    return sharding.build(make, mesh), sharding.abstract(make, mesh)

@@ -69,7 +69,7 @@ def make_step(
             engine=engine,
             skip_nonfinite=skip,
         )
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         # A task that was left out has a NaN loss and is not present; nothing of it is in grads.
         ok = jnp.isfinite(grad_norm) & jnp.all(jnp.isfinite(losses) | ~present) & present.any()
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

@@ -81,6 +81,8 @@ def train(config: ConfigDict, workdir: pathlib.Path, folder: Folder, splits: Spl
     slots = slots_per_type(folder.tasks, None, config.train.slots)
     with Checkpoints(workdir / "checkpoints", config.checkpoint.keep) as checkpoints:
         newest = checkpoints.latest()
+        if newest is not None:
+            _check_tasks(tasks_from_meta(checkpoints.meta(newest)), folder)
         config = _with_steps(config, workdir, model, slots, mesh, batches)
         steps = config.train.steps
         optimizer = optimizers.make(config.optimizer, steps)
@@ -90,7 +92,6 @@ def train(config: ConfigDict, workdir: pathlib.Path, folder: Folder, splits: Spl
         say(sharding.table(abstract.params, mesh))
         start = 0
         if newest is not None:
-            _check_tasks(tasks_from_meta(checkpoints.meta(newest)), folder)
             state, start = checkpoints.restore(newest, abstract), newest
             say(f"going on from step {start} of {steps}")
 
@@ -110,14 +111,15 @@ def train(config: ConfigDict, workdir: pathlib.Path, folder: Folder, splits: Spl
                 waited, images = time.perf_counter() - began, batch["valid"].size
                 state, metrics = step(state, sharding.place_batch(batch, mesh))
                 del batch  # An exception would keep it, and the memory it shares with a worker.
+                stopping = bool(terminated)  # read once, for a signal comes at any moment
                 try:
                     log.add(done, metrics, images, waited)
-                    if done % config.checkpoint.every_steps == 0 or done == steps or terminated:
+                    if done % config.checkpoint.every_steps == 0 or done == steps or stopping:
                         log.flush()  # What is saved is known to be finite.
                         checkpoints.save(done, state, meta)
                 except NonFiniteError as error:
                     raise _explained(error, checkpoints, workdir) from None
-                if terminated:
+                if stopping:
                     checkpoints.wait()
                     name = signal.Signals(terminated[0]).name
                     say(f"{name}: step {done} is saved; run the same command again to go on")
@@ -159,8 +161,9 @@ def _with_steps(
     batch = batches[0]
     assert batch is not None  # grain allows for filters, and there is none
     seconds = [_timed(step, state, batch, mesh) for state in _copies(state, PROBE_STEPS + 1)]
-    per_step = statistics.median(seconds[1:])  # the first one compiles
-    left = config.train.seconds - (time.perf_counter() - began)
+    per_step = statistics.median(seconds[1:])
+    # The first one compiles, as the run will again.
+    left = config.train.seconds - (time.perf_counter() - began) - seconds[0]
     config.train.steps = max(1, int(left / per_step))
     say(
         f"a step takes {per_step:.3f} s: {config.train.steps} steps in "

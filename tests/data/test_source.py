@@ -1,0 +1,148 @@
+import csv
+import itertools
+
+import numpy as np
+import pytest
+
+from usfm.data.phantoms import write_folder
+from usfm.data.source import cache_dir, open_folder, open_splits, rows_in, say, training_rows
+
+TASKS = "breast_2cls,FUGC"
+
+
+@pytest.fixture
+def config(make_config, tmp_path):
+    return make_config(tasks=TASKS, **{"data.cache_dir": str(tmp_path / "cache")})
+
+
+def lines_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_lines(path, lines):
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(lines[0]))
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+def test_the_folder_is_read_as_the_config_says(config, tmp_path):
+    config.data.groups = {"FUGC": "pelvic"}
+    config.data.flip_ok = {"breast_2cls": False}
+    folder = open_folder(config, tmp_path)
+    assert [task.id for task in folder.tasks] == ["FUGC", "breast_2cls"]
+    assert folder.tasks[0].group == "pelvic"
+    assert not folder.tasks[1].flip_ok
+    assert any(cache_dir(config).iterdir())
+
+
+def test_faults_that_are_passed_over_are_said_and_listed(make_config, tmp_path, capsys):
+    root = tmp_path / "folder"
+    write_folder(root, tasks=("breast_2cls", "FUGC"), rows=6)
+    path = root / "csv_files/breast_2cls.csv"
+    lines = lines_of(path)
+    lines[2]["mask"] = "7"
+    write_lines(path, lines)
+    config = make_config(tasks="all", **{"data.root": str(root), "data.on_bad_row": "skip"})
+    folder = open_folder(config, tmp_path)
+    assert len(folder.rows["breast_2cls"]) == 5
+    assert capsys.readouterr().err == (
+        f"1 fault in {root}, rows left out: see {tmp_path}/bad_rows.csv\n"
+    )
+    (fault,) = lines_of(tmp_path / "bad_rows.csv")
+    assert (fault["file"], fault["row"], fault["field"]) == ("breast_2cls.csv", "4", "mask")
+
+
+def test_the_splits_are_written_for_who_trains_only(config, tmp_path):
+    folder = open_folder(config, tmp_path)
+    splits = open_splits(config, folder)
+    assert not (tmp_path / "splits.csv").exists()
+    assert open_splits(config, folder, tmp_path) == splits
+    lines = lines_of(tmp_path / "splits.csv")
+    rows = [row for task in folder.tasks for row in folder.rows[task.id]]
+    assert [(line["task_id"], line["image_path"], line["part"]) for line in lines] == [
+        (row.task_id, row.image_path, splits.part(row)) for row in rows
+    ]
+    assert {line["part"] for line in lines} == {"train", "val"}
+
+
+def test_a_given_split_is_taken_instead(config, tmp_path):
+    folder = open_folder(config, tmp_path)
+    open_splits(config, folder, tmp_path)
+    lines = lines_of(tmp_path / "splits.csv")
+    for number, line in enumerate(lines):
+        line["part"] = ("test", "train", "val")[number % 3]
+    config.data.splits_file = str(tmp_path / "given.csv")
+    write_lines(tmp_path / "given.csv", lines)
+    splits = open_splits(config, folder, tmp_path)
+    rows = [row for task in folder.tasks for row in folder.rows[task.id]]
+    assert [splits.part(row) for row in rows] == [line["part"] for line in lines]
+    assert lines_of(tmp_path / "splits.csv") == lines
+
+
+def test_what_is_wrong_with_a_split_is_said(config, tmp_path, capsys):
+    folder = open_folder(config, tmp_path)
+    open_splits(config, folder, tmp_path)
+    lines = lines_of(tmp_path / "splits.csv")
+    for line in lines:
+        line["part"] = "train" if line["task_id"] == "FUGC" else "val"
+    config.data.splits_file = str(tmp_path / "given.csv")
+    # Both tasks' first images are made one patient's.
+    config.data.group_patterns = (r"/(0000)\.png$",)
+    write_lines(tmp_path / "given.csv", lines)
+    capsys.readouterr()
+    open_splits(config, folder, tmp_path)
+    assert capsys.readouterr().err.splitlines() == [
+        f"warning: {tmp_path}/given.csv has 1 groups (images, videos or patients) on two sides, "
+        "such as 0000: scores will flatter",
+        "warning: task 'FUGC' has no val rows",
+        "warning: task 'breast_2cls' has no train rows",
+    ]
+
+
+def test_rows_are_taken_by_part(config, tmp_path):
+    folder = open_folder(config, tmp_path)
+    splits = open_splits(config, folder)
+    everything = rows_in(folder, splits, "all")
+    assert everything == {id: list(rows) for id, rows in folder.rows.items()}
+    for task_id in folder.rows:
+        parts = [rows_in(folder, splits, part)[task_id] for part in ("train", "val", "test")]
+        joined = sorted(itertools.chain(*parts), key=lambda row: row.index)
+        assert joined == everything[task_id]
+        assert {splits.part(row) for row in parts[1]} <= {"val"}
+
+
+def test_rows_without_a_label_are_neither_trained_on_nor_scored(make_config, tmp_path):
+    root = tmp_path / "folder"
+    write_folder(root, tasks=("breast_2cls",), rows=6)
+    path = root / "csv_files/breast_2cls.csv"
+    lines = lines_of(path)
+    lines[2]["mask"] = ""
+    write_lines(path, lines)
+    config = make_config(tasks="all", **{"data.root": str(root), "data.val_fraction": 0.0})
+    folder = open_folder(config, tmp_path, require_labels=False)
+    splits = open_splits(config, folder)
+    assert len(folder.rows["breast_2cls"]) == 6
+    assert training_rows(folder, splits, 1.0)["breast_2cls"].tolist() == [0, 1, 3, 4, 5]
+    assert len(rows_in(folder, splits, "all")["breast_2cls"]) == 5
+
+
+def test_a_smaller_fraction_lies_inside_a_larger(config, tmp_path):
+    folder = open_folder(config, tmp_path)
+    splits = open_splits(config, folder)
+    whole = training_rows(folder, splits, 1.0)
+    for task_id, indices in whole.items():
+        assert indices.tolist() == splits.indices(folder, task_id, "train").tolist()
+    previous = whole
+    for fraction in (0.7, 0.5, 0.2, 1e-6):
+        some = training_rows(folder, splits, fraction)
+        for task_id, indices in some.items():
+            assert len(indices) == max(1, int(np.ceil(fraction * len(whole[task_id]))))
+            assert set(indices) <= set(previous[task_id])
+        previous = some
+
+
+def test_say_keeps_stdout_for_results(capsys):
+    say("a line")
+    assert capsys.readouterr() == ("", "a line\n")

@@ -1,0 +1,233 @@
+"""What evaluate and predict make of a trained workdir."""
+
+import csv
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from usfm import config as usfm_config
+from usfm import modes
+from usfm.data.folder import read_folder
+from usfm.data.phantoms import write_folder
+from usfm.data.source import open_splits, rows_in
+from usfm.errors import UserError
+from usfm.evaluation.evaluate import evaluate
+from usfm.evaluation.metrics import METRICS
+from usfm.evaluation.submission import read_submission
+from usfm.training.checkpoint import Checkpoints
+
+# Two tasks of one type compile one program; each other type would cost one more.
+TWO = "breast_2cls,lung_2cls"
+
+
+@pytest.fixture
+def workdir(trained, tmp_path):
+    """A copy of the trained workdir, with its newest checkpoint."""
+    copy = tmp_path / "workdir"
+    with Checkpoints(trained / "checkpoints") as checkpoints:
+        *old, _ = checkpoints.steps()
+    shutil.copytree(trained, copy, ignore=shutil.ignore_patterns(*map(str, old)))
+    for name in ("evaluation.json", "evaluation_rows.csv", "report.html"):
+        (copy / name).unlink()
+    return copy
+
+
+def config_of(workdir, **fields):
+    return usfm_config.of_run(workdir, fields)
+
+
+def report_of(workdir):
+    return json.loads((workdir / "evaluation.json").read_text())
+
+
+def folder_and_splits(workdir):
+    config = config_of(workdir)
+    folder = read_folder(config.data.root, tasks=config.tasks)
+    return folder, open_splits(config, folder)
+
+
+def close(ours, theirs):
+    """Equal but for rounding, at any depth."""
+    if isinstance(ours, dict):
+        return ours.keys() == theirs.keys() and all(close(ours[k], theirs[k]) for k in ours)
+    if isinstance(ours, float):
+        return ours == pytest.approx(theirs, rel=1e-3, abs=1e-3)
+    return ours == theirs
+
+
+def test_a_finished_run_is_scored_on_all_tasks_before_and_after(trained):
+    report = report_of(trained)
+    folder, splits = folder_and_splits(trained)
+    rows = rows_in(folder, splits, "val")
+    assert list(report["tasks"]) == [task.id for task in folder.tasks]
+    for task in folder.tasks:
+        for scores in (report["tasks"][task.id], report["trivial"][task.id]):
+            assert scores["n"] == len(rows[task.id]) > 0
+            assert set(scores) == {*METRICS[task.type], "n", "undefined"}
+            for metric in METRICS[task.type]:
+                assert (scores[metric] is None) == (metric in scores["undefined"])
+    assert report["missing"] == []
+    assert report["parts"] == {"val": sum(map(len, rows.values()))}
+    assert report["skipped_rows"] == 0
+
+    before = json.loads((trained / "evaluation_before.json").read_text())
+    assert before["tasks"].keys() == report["tasks"].keys()
+    assert before["tasks"] != report["tasks"]
+    assert before["trivial"] == {}
+    assert "<svg" in (trained / "report.html").read_text()
+
+
+def test_every_score_of_a_row_is_in_the_csv(trained):
+    folder, splits = folder_and_splits(trained)
+    with (trained / "evaluation_rows.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    scored = {(line["task_id"], line["row_key"]) for line in lines}
+    rows = [row for of_task in rows_in(folder, splits, "val").values() for row in of_task]
+    assert scored == {(row.task_id, row.key) for row in rows}
+    assert {line["part"] for line in lines} == {"val"}
+    groups = {(row.task_id, row.key): splits.group(row) for row in rows}
+    assert all(line["group"] == groups[line["task_id"], line["row_key"]] for line in lines)
+
+
+def test_evaluate_finds_what_training_ended_with_and_the_submission_says_the_same(
+    workdir, trained, capsys
+):
+    config = config_of(workdir)
+    modes.run_evaluate(config, workdir)
+    assert close(report_of(workdir)["tasks"], report_of(trained)["tasks"])
+    assert report_of(workdir)["trivial"] == report_of(trained)["trivial"]
+    table = capsys.readouterr().out
+    assert all(task_id in table for task_id in report_of(trained)["tasks"])
+    assert f"report: {workdir}/report.html" in table
+
+    modes.run_predict(config, workdir)
+    assert "96 rows answered" in capsys.readouterr().out
+    folder, splits = folder_and_splits(workdir)
+    rows = rows_in(folder, splits, "val")
+    asked = [row for of_task in rows.values() for row in of_task]
+    answers = read_submission(folder, workdir / "predictions", asked)
+    again = evaluate(
+        answers, folder, rows, trivial={}, part_of=splits.part, group_of=splits.group
+    ).report
+    assert again["missing"] == []
+    assert close(again["tasks"], report_of(workdir)["tasks"])
+
+
+def test_scores_are_those_of_the_parameters(workdir, monkeypatch):
+    config = config_of(workdir, tasks=TWO)
+    modes.run_evaluate(config, workdir)
+    before = report_of(workdir)
+    assert list(before["tasks"]) == TWO.split(",")
+    restore = Checkpoints.restore_params
+
+    def changed(checkpoints, step, abstract):
+        params = restore(checkpoints, step, abstract)
+        bias = params["heads"]["classification"]["bias"]
+        params["heads"]["classification"]["bias"] = bias.at[1].add(jax.numpy.array([50.0, -50.0]))
+        return params
+
+    monkeypatch.setattr(Checkpoints, "restore_params", changed)
+    modes.run_evaluate(config, workdir)
+    after = report_of(workdir)
+    assert close(after["tasks"]["breast_2cls"], before["tasks"]["breast_2cls"])
+    folder, splits = folder_and_splits(workdir)
+    rows = rows_in(folder, splits, "val")["lung_2cls"]
+    first = np.mean([row.label == 0 for row in rows])
+    assert after["tasks"]["lung_2cls"]["accuracy"] == pytest.approx(first)
+
+
+def test_another_folder_without_labels_is_answered(workdir, tmp_path, capsys):
+    root = tmp_path / "new"
+    write_folder(root, tasks=["lung_2cls"], rows=5, seed=9)
+    path = root / "csv_files/lung_2cls.csv"
+    with path.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [name for name in lines[0] if name != "mask"])
+        writer.writeheader()
+        writer.writerows({k: v for k, v in line.items() if k != "mask"} for line in lines)
+    splits = (workdir / "splits.csv").read_text()
+
+    modes.run_predict(config_of(workdir, **{"data.root": str(root)}), workdir)
+    assert "5 rows answered" in capsys.readouterr().out
+    (file,) = (workdir / "predictions").iterdir()
+    entries = json.loads(file.read_text())
+    assert [entry["image_path"] for entry in entries] == [line["image_path"] for line in lines]
+    assert {entry["task_id"] for entry in entries} == {"lung_2cls"}
+    assert all(sum(entry["predicted_probs"]) == pytest.approx(1) for entry in entries)
+    assert (workdir / "splits.csv").read_text() == splits
+
+
+def test_another_folder_is_scored_whole_beside_what_training_knew(workdir, tmp_path, capsys):
+    root = tmp_path / "new"
+    write_folder(root, tasks=["lung_2cls"], rows=5, seed=9)
+    modes.run_evaluate(config_of(workdir, **{"data.root": str(root)}), workdir)
+    report = report_of(workdir)
+    assert report["tasks"].keys() == report["trivial"].keys() == {"lung_2cls"}
+    assert report["tasks"]["lung_2cls"]["n"] == 5
+    assert report["parts"] == {"all": 5}
+    folder, splits = folder_and_splits(workdir)
+    labels = [row.label for row in rows_in(folder, splits, "train")["lung_2cls"]]
+    asked = [row.label for row in read_folder(root).rows["lung_2cls"]]
+    common = np.bincount(np.array(labels)).argmax()
+    assert report["trivial"]["lung_2cls"]["accuracy"] == np.mean(np.array(asked) == common)
+    assert "before" not in capsys.readouterr().out
+
+
+def test_the_training_folder_by_another_name_is_still_that_folder(workdir, phantoms, tmp_path):
+    (tmp_path / "link").symlink_to(phantoms)
+    config = config_of(workdir, tasks=TWO, **{"data.root": str(tmp_path / "link")})
+    modes.run_evaluate(config, workdir)
+    assert report_of(workdir)["parts"].keys() == {"val"}
+
+
+def test_a_task_the_model_does_not_know_is_refused(workdir, tmp_path):
+    root = tmp_path / "new"
+    write_folder(root, tasks=["lung_2cls", "liver_lesion_2cls"], rows=5)
+    config = config_of(workdir, **{"data.root": str(root)})
+    message = "has task 'liver_lesion_2cls', which the model was not trained on; choose .*lung_2cls"
+    for mode in (modes.run_evaluate, modes.run_predict):
+        with pytest.raises(UserError, match=message):
+            mode(config, workdir)
+
+
+def test_a_part_without_rows_is_refused(workdir):
+    config = config_of(workdir, tasks=TWO, **{"evaluate.part": "test"})
+    with pytest.raises(UserError, match=r"no labelled row in part 'test'; set evaluate\.part"):
+        modes.run_evaluate(config, workdir)
+
+
+def test_rows_that_are_passed_over_are_counted(workdir, phantoms, tmp_path, capsys):
+    root = tmp_path / "new"
+    shutil.copytree(phantoms, root)
+    (root / "Classification/lung_2cls/0003.png").write_bytes(b"no image")
+    fields = {"data.root": str(root), "data.on_bad_row": "skip", "tasks": TWO}
+    modes.run_evaluate(config_of(workdir, **fields), workdir)
+    assert report_of(workdir)["skipped_rows"] == 1
+    assert report_of(workdir)["parts"] == {"all": 23}
+    assert f"1 fault in {root}, rows left out: see" in capsys.readouterr().err
+
+
+def test_a_workdir_without_a_checkpoint_is_refused(workdir):
+    shutil.rmtree(workdir / "checkpoints")
+    with pytest.raises(UserError, match="holds no checkpoint: train first"):
+        modes.run_evaluate(config_of(workdir), workdir)
+    assert not (workdir / "checkpoints").exists()
+
+
+def test_training_on_all_rows_leaves_none_to_score(make_config, tmp_path, monkeypatch, capsys):
+    trained = []
+    monkeypatch.setattr(modes, "train", lambda *arguments: trained.append(arguments))
+    fields = {"data.val_fraction": 0.0, "evaluate.before_training": True}
+    modes.run_train(make_config(**fields), tmp_path)
+    assert len(trained) == 1
+    assert "part 'val' has no labelled row: not scored" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_only_with_its_own_config(workdir):
+    config = config_of(workdir, **{"optimizer.learning_rate": 7.0})
+    with pytest.raises(UserError, match=r"learning_rate: 0\.001 before, 7\.0 now"):
+        modes.run_train(config, workdir)

@@ -1,0 +1,210 @@
+"""Where arrays live, and that it does not change what is learned."""
+
+import math
+
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from usfm import config as usfm_config
+from usfm.models.m2dino import M2DINO
+from usfm.tasks import Task
+from usfm.training import optimizer as optimizers
+from usfm.training import sharding
+from usfm.training.state import TrainState, create
+from usfm.training.step import make_step
+
+TASKS = (
+    Task("cls2", "classification", num_classes=2),
+    Task("cls3", "classification", num_classes=3, flip_ok=False),
+    Task("det", "detection", num_classes=1),
+    Task("pts", "regression", num_points=2),
+    Task("seg", "segmentation", num_classes=3),
+)
+MODEL = M2DINO(TASKS, variant="tiny", decoder_width=8)
+SLOTS = {"classification": 3, "detection": 2, "regression": 1, "segmentation": 2}
+LEARNING_RATE = 1e-3
+UP = "encoder/blocks/mlp/up/kernel"  # a matrix of each of 4 layers: [4, 192, 768]
+
+
+def make_optimizer() -> optax.GradientTransformation:
+    config = usfm_config.base().optimizer
+    config.update(learning_rate=LEARNING_RATE, warmup=0.0)
+    return optimizers.make(config, steps=100)
+
+
+def make_mesh(data: int, fsdp: int) -> jax.sharding.Mesh:
+    sizes = {"data": data, "fsdp": fsdp, "expert": 1}
+    return sharding.make_mesh(sizes, jax.devices()[: data * fsdp])
+
+
+def make_batch(step: int) -> dict[str, np.ndarray]:
+    """As the pipeline makes it: one image a slot, not all valid, each step another mix."""
+    rng = np.random.default_rng(step)
+    low = rng.uniform(0.2, 0.4, (8, 1, 2))
+    return {
+        "image": rng.integers(0, 256, (8, 1, 32, 32, 1), np.uint8),
+        "task": np.array([0, step % 2, 1, 2, 2, 3, 4, 4], np.int32),
+        "row": np.zeros((8, 1), np.int32),
+        "valid": np.array([1, 1, 1, 1, step % 2, 1, 0, 1], bool)[:, None],
+        "label": rng.integers(0, 2, (8, 1)).astype(np.int32),
+        "box": np.concatenate([low, low + 0.4], -1).astype(np.float32),
+        "points": rng.uniform(0.3, 0.7, (8, 1, 2, 2)).astype(np.float32),
+        "points_valid": np.ones((8, 1, 2), bool),
+        "mask": rng.integers(0, 3, (8, 1, 32, 32), np.uint8),
+    }
+
+
+def named(tree) -> dict[str, jax.Array]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {sharding.path_name(path): leaf for path, leaf in leaves}
+
+
+def three_steps(data: int, fsdp: int) -> tuple[list[dict[str, np.ndarray]], TrainState]:
+    """Metrics of three whole training steps (augmentation, surgery, update), and the state."""
+    config = usfm_config.base()
+    config.multitask.method = "pcgrad"
+    config.train.on_nonfinite = "skip_task"
+    mesh = make_mesh(data, fsdp)
+    with jax.set_mesh(mesh):
+        optimizer = make_optimizer()
+        state, abstract = create(MODEL, optimizer, 0, mesh)
+        step = make_step(MODEL, SLOTS, optimizer, config, abstract)
+        metrics = []
+        for number in range(3):
+            state, of_step = step(state, sharding.place_batch(make_batch(number), mesh))
+            metrics.append(jax.device_get(of_step))
+    return metrics, state
+
+
+@pytest.fixture(scope="module")
+def _quickly():
+    """XLA's own passes run, LLVM's do not: a third of the time to compile."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def one_device(_quickly):
+    return three_steps(1, 1)
+
+
+@pytest.mark.usefixtures("_quickly")
+@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (1, 8), (2, 4)])
+def test_eight_devices_learn_what_one_learns(one_device, data, fsdp):
+    expected_metrics, expected = one_device
+    metrics, state = three_steps(data, fsdp)
+    for ours, theirs in zip(metrics, expected_metrics, strict=True):
+        assert ours["ok"]
+        np.testing.assert_array_equal(ours["present"], theirs["present"])
+        np.testing.assert_allclose(ours["losses"], theirs["losses"], rtol=1e-5)
+        np.testing.assert_allclose(ours["grad_norm"], theirs["grad_norm"], rtol=1e-4)
+    # Sums of float32 in another order differ in the last digits; Adam divides a gradient by its own
+    # size, so that where it is next to nothing these digits become a share of the learning rate.
+    for (name, ours), theirs in zip(
+        named(state.params).items(), jax.tree.leaves(expected.params), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=0.02 * LEARNING_RATE, err_msg=name)
+
+
+def test_three_steps_move_every_parameter_that_is_used(one_device):
+    metrics, state = one_device
+    before = named(jax.jit(MODEL.init)(jax.random.key(0)))
+    still = [name for name, leaf in named(state.params).items() if (leaf == before[name]).all()]
+    assert still == ["encoder/mask_token"]
+    assert int(state.step) == 3
+    # An image that is not valid counts nothing; a task without one is absent.
+    assert [bool(m["present"][0]) for m in metrics] == [True, True, True]
+    assert all(m["losses"].shape == (len(TASKS),) for m in metrics)
+
+
+@pytest.mark.parametrize(
+    ("data", "fsdp", "shard"), [(8, 1, (4, 192, 768)), (1, 8, (4, 192, 96)), (2, 4, (4, 192, 192))]
+)
+def test_parameters_and_their_moments_are_sharded_over_fsdp(data, fsdp, shard):
+    mesh = make_mesh(data, fsdp)
+    optimizer = make_optimizer()
+    shapes = jax.eval_shape(lambda: MODEL.init(jax.random.key(0)))
+    state = jax.eval_shape(lambda: TrainState(0, shapes, optimizer.init(shapes), {}))
+    placed = named(sharding.shardings(state, mesh))
+    leaves = named(state)
+    assert placed[f"params/{UP}"].shard_shape(leaves[f"params/{UP}"].shape) == shard
+    moments = 0
+    for name, where in placed.items():
+        for moment in ("/mu/", "/nu/"):
+            if moment in name:
+                moments += 1
+                assert where == placed["params/" + name.split(moment)[1]]
+    assert moments == 2 * len(jax.tree.leaves(shapes))
+
+
+def test_small_or_indivisible_arrays_are_whole_on_every_device():
+    mesh = make_mesh(1, 8)
+    big = math.ceil(math.sqrt(sharding.MIN_SIZE))
+    assert sharding.spec_of("a/kernel", (big + 8 - big % 8, big), mesh) == P("fsdp")
+    assert sharding.spec_of("a/kernel", (big + 8 - big % 8, 2 * big), mesh) == P(None, "fsdp")
+    assert sharding.spec_of("a/kernel", (8, 8), mesh) == P()
+    assert sharding.spec_of("a/kernel", (1001, 1001), mesh) == P()
+    assert sharding.spec_of("a/kernel", (1024, 1024), make_mesh(8, 1)) == P()
+
+
+def test_the_first_rule_that_matches_decides(monkeypatch):
+    monkeypatch.setattr(
+        sharding, "RULES", ((r"experts/", P("expert")), (r"kernel$", P(None, "fsdp")))
+    )
+    mesh = make_mesh(1, 8)
+    assert sharding.spec_of("encoder/experts/kernel", (8, 1024, 512), mesh) == P("expert")
+    assert sharding.spec_of("encoder/up/kernel", (1024, 512), mesh) == P(None, "fsdp")
+    assert sharding.spec_of("encoder/up/scale", (2**15,), mesh) == P("fsdp")
+
+
+def test_the_slots_of_a_batch_are_spread_over_data_and_fsdp():
+    mesh = make_mesh(2, 4)
+    assert sharding.slot_shards(mesh) == 8
+    batch = make_batch(0)
+    placed = sharding.place_batch(batch, mesh)
+    for name, array in batch.items():
+        np.testing.assert_array_equal(placed[name], array)
+        assert {shard.data.shape for shard in placed[name].addressable_shards} == {
+            (1, *array.shape[1:])
+        }
+
+
+def test_the_table_names_every_parameter_and_its_share():
+    shapes = jax.eval_shape(lambda: MODEL.init(jax.random.key(0)))
+    lines = sharding.table(shapes, make_mesh(2, 4)).splitlines()
+    leaves = named(shapes)
+    total = sum(leaf.size for leaf in leaves.values())
+    assert lines[0] == f"{total:,} parameters on a mesh 2x4x1 (data x fsdp x expert)"
+    assert [line.split()[0] for line in lines[1:]] == list(leaves)
+    (line,) = [line for line in lines if UP in line]
+    assert line.endswith(f"{4 * 192 * 768 * 4 // 4:,} B")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shape"), [((-1, 1, 1), (8, 1, 1)), ((2, -1, 2), (2, 2, 2)), ((2, 2, 2), (2, 2, 2))]
+)
+def test_one_size_of_a_mesh_may_be_the_rest(sizes, shape):
+    mesh = sharding.make_mesh(dict(zip(("data", "fsdp", "expert"), sizes, strict=True)))
+    assert tuple(mesh.shape.values()) == shape
+    assert mesh.axis_names == ("data", "fsdp", "expert")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((3, 1, 1), "mesh 3x1x1 does not fit 8 devices"),
+        ((16, 1, 1), "mesh 16x1x1 does not fit 8 devices"),
+        ((-1, 3, 1), "mesh -1x3x1 does not fit 8 devices"),
+        ((2, 2, 1), "mesh 2x2x1 does not fit 8 devices"),
+        ((-1, -1, 1), "mesh -1x-1x1: sizes are 1 or more, and at most one is -1"),
+        ((8, 0, 1), "mesh 8x0x1: sizes are 1 or more, and at most one is -1"),
+        ((-2, 1, 1), "mesh -2x1x1: sizes are 1 or more, and at most one is -1"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_refused(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        sharding.make_mesh(dict(zip(("data", "fsdp", "expert"), sizes, strict=True)))

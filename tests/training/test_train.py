@@ -1,0 +1,154 @@
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from usfm import config as usfm_config
+from usfm.data.builder import open_store
+from usfm.data.folder import read_folder
+from usfm.data.pipeline import slot_batches
+from usfm.data.source import open_splits, training_rows
+from usfm.errors import UserError
+from usfm.objectives import losses
+from usfm.tasks import Task
+from usfm.training import sharding
+from usfm.training import train as train_module
+from usfm.training.checkpoint import Checkpoints, tasks_to_meta
+from usfm.training.logs import NonFiniteError
+from usfm.training.state import TrainState
+from usfm.training.train import train
+
+BAD = "breast_2cls"
+
+
+@pytest.fixture(autouse=True)
+def _one_device(monkeypatch):
+    """What compiles fast. The mesh that `train` sets is taken back."""
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "expert": 1}, jax.devices()[:1])
+    monkeypatch.setattr(sharding, "make_mesh", lambda sizes: mesh)
+    optimized = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", True)
+    with jax.set_mesh(mesh):
+        yield
+    jax.config.update("jax_disable_most_optimizations", optimized)
+
+
+def start(config, workdir):
+    workdir.mkdir(exist_ok=True)
+    folder = read_folder(config.data.root, tasks=config.tasks)
+    train(config, workdir, folder, open_splits(config, folder))
+
+
+def lines_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def batches_of(config) -> list[Any]:
+    """The batches of all steps, as the run will see them."""
+    folder = read_folder(config.data.root, tasks=config.tasks)
+    rows = training_rows(folder, open_splits(config, folder), config.data.fraction)
+    store = open_store(folder, (32, 32), 1, config.data.cache_dir)
+    shape = {"slots": config.train.slots, "examples_per_slot": config.train.examples_per_slot}
+    batches = slot_batches(store, folder.tasks, rows, seed=config.train.seed, **shape)
+    return [batches[step] for step in range(config.train.steps)]
+
+
+@pytest.fixture
+def broken(make_config, monkeypatch):
+    """A run in which the loss of one task is NaN whenever two certain images share a slot.
+
+    Returns its config and the numbers of the steps that are concerned; the first is above 3.
+    """
+    config = make_config(**{"train.examples_per_slot": 2})
+    seen = {}
+    for number, batch in enumerate(batches_of(config), start=1):
+        for pair in batch["row"][batch["task"] == 0].tolist():
+            seen.setdefault(tuple(pair), []).append(number)
+    pair, steps = next((pair, steps) for pair, steps in seen.items() if steps[0] > 4)
+    classification = losses.classification
+
+    def loss(outputs, labels, valid):
+        total, count = classification(outputs, labels, valid)
+        hit = (labels["task"] == 0) & (labels["row"] == jnp.array(pair)).all()
+        return jnp.where(hit, jnp.nan, total), count
+
+    monkeypatch.setitem(losses.LOSSES, "classification", loss)
+    return config, sorted(set(steps))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_which_can_go_on_without_it(
+    broken, tmp_path, capsys
+):
+    config, steps = broken
+    assert len(steps) < 8
+    with pytest.raises(NonFiniteError) as caught:
+        start(config, tmp_path)
+    good = (steps[0] - 1) // 3 * 3
+    assert (caught.value.step, caught.value.tasks) == (steps[0], (BAD,))
+    assert str(caught.value).startswith(
+        f"step {steps[0]}: not finite in {BAD}; the update was not made. Last good checkpoint: "
+        f"{tmp_path}/checkpoints/{good}."
+    )
+    assert "skip_task" in str(caught.value)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.latest() == good
+        assert all(np.isfinite(array).all() for array in checkpoints.arrays(good).values())
+    assert capsys.readouterr().err.count(BAD) == 0
+
+    config.train.on_nonfinite = "skip_task"
+    usfm_config.check_resumable(config, tmp_path)
+    start(config, tmp_path)
+    lines = lines_of(tmp_path)
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert [line["step"] for line in lines if line.get(f"left_out/{BAD}") == 1] == steps
+    assert all((f"loss/{BAD}" in line) == (line["step"] not in steps) for line in lines)
+    assert all("loss/lung_2cls" in line and "left_out/lung_2cls" not in line for line in lines)
+    said = capsys.readouterr().err.splitlines()
+    assert said.count(f"not finite and left out in the last 1 steps: {BAD} of 1") == len(steps)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert all(np.isfinite(array).all() for array in checkpoints.arrays(12).values())
+
+
+def test_seconds_become_a_number_of_steps_that_stays(make_config, tmp_path, capsys, monkeypatch):
+    timed = train_module._timed
+
+    def five_seconds(*arguments):
+        timed(*arguments)
+        return 5.0
+
+    monkeypatch.setattr(train_module, "_timed", five_seconds)
+    config = make_config(**{"train.seconds": 100.0})
+    start(config, tmp_path)
+    steps = usfm_config.read(tmp_path / "config.json").train.steps
+    assert 2 < steps < 20
+    assert [line["step"] for line in lines_of(tmp_path)] == list(range(1, steps + 1))
+    assert f"a step takes 5.000 s: {steps} steps in 100 s" in capsys.readouterr().err
+
+    usfm_config.check_resumable(config, tmp_path)
+    before = lines_of(tmp_path)
+    start(config, tmp_path)
+    said = capsys.readouterr().err
+    assert f"going on from step {steps} of {steps}" in said
+    assert "a step takes" not in said
+    assert lines_of(tmp_path) == before
+
+
+def test_other_tasks_than_the_run_was_begun_with_are_refused(make_config, tmp_path):
+    nothing = TrainState(jnp.int32(1), {"a": jnp.ones(1)}, {}, {})
+    begun = tasks_to_meta((Task("breast_2cls", "classification", num_classes=2),))
+    with Checkpoints(tmp_path / "checkpoints", keep=1) as checkpoints:
+        checkpoints.save(1, nothing, begun)
+    message = "begun on the tasks breast_2cls; .* has breast_2cls, lung_2cls"
+    with pytest.raises(UserError, match=message):
+        start(make_config(), tmp_path)
+
+
+def test_slots_that_the_devices_cannot_share_are_refused(make_config, tmp_path, monkeypatch):
+    mesh = jax.make_mesh((4, 2, 1), ("data", "fsdp", "expert"), axis_types=(AxisType.Auto,) * 3)
+    monkeypatch.setattr(sharding, "make_mesh", lambda sizes: mesh)
+    with pytest.raises(UserError, match=r"train\.slots=12 cannot be shared by 8 devices"):
+        start(make_config(**{"train.slots": 12}), tmp_path)

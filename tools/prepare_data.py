@@ -1,0 +1,51 @@
+"""Checks a data folder, makes its splits and builds its store, as training would on first use.
+
+python tools/prepare_data.py --config=configs/NAME.py --workdir=DIR [--config.FIELD=VALUE ...]
+
+Writes DIR/splits.csv (and DIR/bad_rows.csv where rows are faulty), and the store under
+data.cache_dir, which every run with the same folder, data.image_size and data.channels shares.
+"""
+
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+from absl import flags
+from ml_collections import config_flags
+
+from usfm import command
+from usfm import config as usfm_config
+from usfm.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, as for usfm.main.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where splits.csv and bad_rows.csv are written.")
+
+
+def main() -> None:
+    """Prepares the data, and says how many rows each part has."""
+    from usfm.data.builder import open_store
+    from usfm.data.source import cache_dir, open_folder, open_splits
+    from usfm.data.splits import PARTS, write_splits
+
+    config, workdir = _CONFIG.value, _WORKDIR.value
+    if not config:
+        raise UserError("--config=configs/NAME.py is missing; see --help")
+    if not workdir:
+        raise UserError("--workdir=DIR is missing; see --help")
+    workdir = pathlib.Path(workdir).expanduser()
+    usfm_config.check(config)
+    folder = open_folder(config, workdir)
+    splits = open_splits(config, folder)
+    write_splits(workdir / "splits.csv", splits, folder)
+    size = config.data.image_size
+    open_store(folder, (size, size), config.data.channels, cache_dir(config))
+    width = max(len(task.id) for task in folder.tasks)
+    for task in folder.tasks:
+        counts = (f"{splits.indices(folder, task.id, part).size} {part}" for part in PARTS)
+        print(f"{task.id:<{width}}  {task.type:<14}  {', '.join(counts)}")
+    print(f"splits: {workdir / 'splits.csv'}, store: {cache_dir(config)}")
+
+
+if __name__ == "__main__":
+    command.run(main)
