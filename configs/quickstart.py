@@ -14,6 +14,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config = usfm_config.debug(usfm_config.base())
     config.data.root = "runs/phantoms"
     config.data.cache_dir = "runs/cache"
+    # Few steps: they get far with weak augmentation and a high learning rate.
     config.train.steps = 240
+    config.optimizer.learning_rate = 2e-3
+    config.data.augment = 0.5
     config.evaluate.before_training = True
     return config

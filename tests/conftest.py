@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 
+import jax
 import numpy as np
 import pytest
 from absl import flags
@@ -137,6 +138,14 @@ def phantoms(session_dir) -> pathlib.Path:
 
 
 @pytest.fixture
+def quick_compile():
+    """Makes programs compile in a third of the time, and run slower."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
 def make_config(phantoms, session_dir) -> Callable[..., ConfigDict]:
     """Makes the config of a small run within this process, on its 8 devices."""
 
@@ -182,7 +191,7 @@ class Run:
             "train.slots": 4,
             "train.examples_per_slot": 2,
             "train.log_every": 1,
-            "checkpoint.every_steps": 3,
+            "checkpoint.every_steps": 6,
         }
         return [
             *(sys.executable, "-m", "usfm.main", "--config=configs/fm_uia.py:debug"),

@@ -24,7 +24,7 @@ TWO = "breast_2cls,lung_2cls"
 
 
 @pytest.fixture
-def workdir(trained, tmp_path):
+def workdir(trained, tmp_path, quick_compile):
     """A copy of the trained workdir, with its newest checkpoint."""
     copy = tmp_path / "workdir"
     with Checkpoints(trained / "checkpoints") as checkpoints:

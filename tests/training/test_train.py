@@ -1,4 +1,5 @@
 import json
+import signal
 from typing import Any
 
 import jax
@@ -18,23 +19,20 @@ from usfm.tasks import Task
 from usfm.training import sharding
 from usfm.training import train as train_module
 from usfm.training.checkpoint import Checkpoints, tasks_to_meta
-from usfm.training.logs import NonFiniteError
+from usfm.training.logs import Log, NonFiniteError
 from usfm.training.state import TrainState
-from usfm.training.train import train
+from usfm.training.train import EXIT_TERMINATED, train
 
 BAD = "breast_2cls"
 
 
 @pytest.fixture(autouse=True)
-def _one_device(monkeypatch):
+def _one_device(monkeypatch, quick_compile):
     """What compiles fast. The mesh that `train` sets is taken back."""
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "expert": 1}, jax.devices()[:1])
     monkeypatch.setattr(sharding, "make_mesh", lambda sizes: mesh)
-    optimized = jax.config.jax_disable_most_optimizations
-    jax.config.update("jax_disable_most_optimizations", True)
     with jax.set_mesh(mesh):
         yield
-    jax.config.update("jax_disable_most_optimizations", optimized)
 
 
 def start(config, workdir):
@@ -152,3 +150,28 @@ def test_slots_that_the_devices_cannot_share_are_refused(make_config, tmp_path, 
     monkeypatch.setattr(sharding, "make_mesh", lambda sizes: mesh)
     with pytest.raises(UserError, match=r"train\.slots=12 cannot be shared by 8 devices"):
         start(make_config(**{"train.slots": 12}), tmp_path)
+
+
+def test_ctrl_c_stops_after_saving_and_when_pressed_again_at_once(
+    make_config, tmp_path, monkeypatch, capsys
+):
+    class PressingLog(Log):
+        def add(self, step, metrics, images, waited):
+            super().add(step, metrics, images, waited)
+            if step == 4:
+                signal.raise_signal(signal.SIGINT)
+            if step == 5 and twice:
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(train_module, "Log", PressingLog)
+    config = make_config(**{"checkpoint.every_steps": 1000})
+    twice = True
+    with pytest.raises(KeyboardInterrupt):
+        start(config, tmp_path)
+    twice = False
+    with pytest.raises(SystemExit, match=f"^{EXIT_TERMINATED}$"):
+        start(config, tmp_path)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.steps() == [5]
+    assert "SIGINT: step 5 is saved; run the same command again" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
