@@ -26,7 +26,7 @@ def main() -> None:
     """Prepares the data, and says how many rows each part has."""
     from usfm.data.builder import open_store
     from usfm.data.source import cache_dir, open_folder, open_splits
-    from usfm.data.splits import PARTS, write_splits
+    from usfm.data.splits import PARTS
 
     config, workdir = _CONFIG.value, _WORKDIR.value
     if not config:
@@ -36,8 +36,7 @@ def main() -> None:
     workdir = pathlib.Path(workdir).expanduser()
     usfm_config.check(config)
     folder = open_folder(config, workdir)
-    splits = open_splits(config, folder)
-    write_splits(workdir / "splits.csv", splits, folder)
+    splits = open_splits(config, folder, workdir)
     size = config.data.image_size
     open_store(folder, (size, size), config.data.channels, cache_dir(config))
     width = max(len(task.id) for task in folder.tasks)

@@ -15,7 +15,7 @@ from usfm.training.sharding import path_name
 
 def config(**fields):
     config = usfm_config.base().optimizer
-    config.update(learning_rate=0.1, warmup=0.1, weight_decay=0.0, clip_norm=1.0, **fields)
+    config.update({"learning_rate": 0.1, "warmup": 0.1, "weight_decay": 0.0} | fields)
     return config
 
 
@@ -28,9 +28,9 @@ def test_the_rate_rises_over_the_warm_up_and_falls_as_a_cosine():
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_a_run_of_a_few_steps_learns_too(steps):
-    rates = [float(optimizer.schedule(config(), steps)(step)) for step in range(steps)]
-    assert max(rates) == pytest.approx(0.1)
-    assert min(rates) >= 0
+    rates = np.array([optimizer.schedule(config(), steps)(step) for step in range(steps)])
+    np.testing.assert_allclose(rates.max(), 0.1)
+    assert (rates >= 0).all()
 
 
 def test_gradients_are_clipped_by_their_common_norm():
@@ -76,7 +76,8 @@ def test_matrices_decay_and_nothing_else():
 
 def test_decay_is_decoupled_from_the_gradient():
     params = {"layer": {"kernel": jnp.full(3, 2.0), "bias": jnp.full(3, 2.0)}}
-    adam = optimizer.make(config() | {"weight_decay": 0.5}, 1)
+    adam = optimizer.make(config(weight_decay=0.5), 1)
     updates, _ = adam.update(jax.tree.map(jnp.zeros_like, params), adam.init(params), params)
-    np.testing.assert_allclose(updates["layer"]["kernel"], -0.1 * 0.5 * 2)
-    np.testing.assert_array_equal(updates["layer"]["bias"], 0)
+    bias, kernel = jax.tree.leaves(updates)
+    np.testing.assert_allclose(kernel, -0.1 * 0.5 * 2)
+    np.testing.assert_array_equal(bias, 0)
