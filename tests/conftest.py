@@ -4,9 +4,10 @@ import dataclasses
 import fcntl
 import os
 import pathlib
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 
@@ -179,6 +180,7 @@ class Run:
 
     data: pathlib.Path
     shared: pathlib.Path
+    started: list[subprocess.Popen[str]]
 
     def command(self, workdir: pathlib.Path, *flags: str) -> list[str]:
         config = {
@@ -201,7 +203,7 @@ class Run:
 
     def start(self, workdir: pathlib.Path, *flags: str) -> subprocess.Popen[str]:
         """Starts the process, in a group of its own."""
-        return subprocess.Popen(
+        process = subprocess.Popen(
             self.command(workdir, *flags),
             cwd=pathlib.Path(__file__).parents[1],
             env=os.environ
@@ -211,17 +213,23 @@ class Run:
             text=True,
             start_new_session=True,
         )
+        self.started.append(process)
+        return process
 
     def __call__(self, workdir: pathlib.Path, *flags: str) -> subprocess.CompletedProcess[str]:
         """Runs it to its end."""
         process = self.start(workdir, *flags)
-        output, errors = process.communicate(timeout=300)
+        output, errors = process.communicate(timeout=1200)
         return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
 @pytest.fixture(scope="session")
-def run(phantoms, session_dir) -> Run:
-    return Run(phantoms, session_dir)
+def run(phantoms, session_dir) -> Iterator[Run]:
+    run = Run(phantoms, session_dir, [])
+    yield run
+    for process in run.started:  # by a test that failed
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,8 @@ import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
 import numpy as np
 
 from usfm import config as usfm_config

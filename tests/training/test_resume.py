@@ -56,7 +56,7 @@ def saving(workdir):
 def kill(process):
     """Kills the process alone; the workers it started notice, or this would not end."""
     os.kill(process.pid, signal.SIGKILL)
-    process.communicate(timeout=30)  # they hold its output open
+    process.communicate(timeout=120)  # they hold its output open
     assert process.returncode == -signal.SIGKILL
 
 
@@ -98,7 +98,7 @@ def test_a_run_that_is_told_to_stop_saves_first(run, trained, tmp_path):
     for _ in range(3):
         os.killpg(process.pid, signal.SIGTERM)
         time.sleep(0.02)
-    errors = process.communicate()[1]
+    errors = process.communicate(timeout=600)[1]
     assert process.returncode == EXIT_TERMINATED, errors
     (saved,) = steps(tmp_path)
     assert step < saved < STEPS
@@ -120,7 +120,7 @@ def test_the_images_are_not_read_while_it_trains(run, trained, tmp_path):
     process = dataclasses.replace(run, data=data).start(workdir)
     wait_for_step(1, workdir, process)
     shutil.rmtree(data)
-    errors = process.communicate()[1]
+    errors = process.communicate(timeout=600)[1]
     assert process.returncode == 0, errors
     assert f"{data} is gone: not scored; run --mode=evaluate when it is back" in errors
     assert not (workdir / "evaluation.json").exists()
