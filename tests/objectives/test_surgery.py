@@ -82,6 +82,11 @@ def test_a_task_alone_keeps_its_gradient():
     np.testing.assert_array_equal(w, [1])
 
 
+def test_a_gradient_whose_square_vanishes_in_float32_projects_nothing_away():
+    gramian = np.array([[1.0, -1e-25], [-1e-25, 0.0]], np.float32)
+    np.testing.assert_array_equal(weights("pcgrad", gramian, key=jax.random.key(0)), 1)
+
+
 def test_two_tasks_in_closed_form():
     gramian = np.array([[4.0, -1.0], [-1.0, 2.0]], np.float32)
     w = weights("pcgrad", gramian, key=jax.random.key(0))
