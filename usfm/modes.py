@@ -79,11 +79,11 @@ def run_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
         )
     result, examples = _score(predictor, folder, splits, rows, floors)
     write(result, workdir)
-    write_report(workdir, result.report, examples)
     before = workdir / "evaluation_before.json"
     untrained = json.loads(before.read_text()) if before.exists() else None
     if untrained is not None and untrained["parts"] != result.report["parts"]:
         untrained = None  # it was scored on other rows
+    write_report(workdir, result.report, examples, before=untrained)
     print(text_table(result.report, untrained))
     print(f"\nreport: {workdir / 'report.html'}")
 

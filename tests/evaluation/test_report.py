@@ -68,12 +68,11 @@ def examples(folder, guesses):
 
 
 @pytest.fixture
-def workdir(tmp_path, folder, report):
+def workdir(tmp_path, folder):
     path = tmp_path / "a <run>"
     path.mkdir()
     config = {"data": {"root": "<script>x</script>", "image_size": [64, 64]}, "tasks": "all"}
     (path / "config.json").write_text(json.dumps(config))
-    (path / "evaluation_before.json").write_text(json.dumps(report))
     with (path / "splits.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["task_id", "image_path", "part"])
@@ -128,9 +127,8 @@ def test_text_is_escaped(workdir, report, examples):
 
 
 def test_before_training_is_shown_where_it_is_known(workdir, report):
-    write_report(workdir, report, [])
+    write_report(workdir, report, [], before=report)
     assert "before" in Page((workdir / "report.html").read_text()).sections["Results"].split()
-    (workdir / "evaluation_before.json").unlink()
     write_report(workdir, report, [])
     assert "before" not in Page((workdir / "report.html").read_text()).sections["Results"].split()
 

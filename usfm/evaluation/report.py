@@ -60,24 +60,29 @@ code {{ font-size: .85rem; }}
 """
 
 
-def write_report(workdir: epath.PathLike, evaluation: Mapping, examples: Sequence[Example]) -> None:
+def write_report(
+    workdir: epath.PathLike,
+    evaluation: Mapping,
+    examples: Sequence[Example],
+    *,
+    before: Mapping | None = None,
+) -> None:
     """Write WORKDIR/report.html, which needs no network.
 
-    Beside what it is given, it shows what the workdir holds: config.json, splits.csv,
-    metrics.jsonl and evaluation_before.json (the untrained model's). A part without its file is
-    left out.
+    Beside what it is given, it shows what the workdir holds: config.json, splits.csv and
+    metrics.jsonl. A part without its file is left out.
 
     Args:
         workdir: of the run.
         evaluation: content of its evaluation.json.
         examples: answered images to show, usually one a task.
+        before: the evaluation of the untrained model on the same rows, shown beside it.
 
     Raises:
         ValueError: metrics.jsonl is damaged before its last line.
     """
     workdir = epath.Path(workdir)
     config = _read_json(workdir / "config.json")
-    before = _read_json(workdir / "evaluation_before.json")
     sections = [
         ("Results", _results(evaluation, before)),
         ("Loss by task", _curves(workdir / "metrics.jsonl")),
