@@ -24,11 +24,13 @@ from usfm.data.folder import Folder, Row
 from usfm.data.image import content_hash
 from usfm.data.phantoms import write_folder
 from usfm.data.store import Store
-from usfm.tasks import Task
+from usfm.tasks import TYPES, Task
 
 # grain's worker processes are handed the flags of this one, which pytest never parses.
 flags.FLAGS.mark_as_parsed()
 
+# Decoders that compile and run fast.
+NARROW = {f"model.decoder_width.{kind}": 8 for kind in TYPES}
 MINI = pathlib.Path(__file__).parents[2] / "shared/data/fm_uia_mini"
 
 SMALL_TASKS = (
@@ -158,7 +160,7 @@ def make_config(phantoms, session_dir) -> Callable[..., ConfigDict]:
             "data.cache_dir": str(session_dir / "stores"),
             "data.image_size": 32,
             "data.val_fraction": 0.5,
-            "model.decoder_width": 8,
+            **NARROW,
             "train.steps": 12,
             "train.slots": 8,
             "train.examples_per_slot": 1,
@@ -188,7 +190,7 @@ class Run:
             "data.cache_dir": self.shared / "stores",
             "data.image_size": 32,
             "data.val_fraction": 0.5,
-            "model.decoder_width": 8,
+            **NARROW,
             "train.steps": 24,
             "train.slots": 4,
             "train.examples_per_slot": 2,

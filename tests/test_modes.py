@@ -17,6 +17,7 @@ from usfm.errors import UserError
 from usfm.evaluation.evaluate import evaluate
 from usfm.evaluation.metrics import METRICS
 from usfm.evaluation.submission import read_submission
+from usfm.training import sharding
 from usfm.training.checkpoint import Checkpoints
 
 # Two tasks of one type compile one program; each other type would cost one more.
@@ -116,20 +117,20 @@ def test_evaluate_finds_what_training_ended_with_and_the_submission_says_the_sam
     assert close(again["tasks"], report_of(workdir)["tasks"])
 
 
-def test_scores_are_those_of_the_parameters(workdir, monkeypatch):
+def test_scores_are_those_of_the_averaged_parameters(workdir, monkeypatch):
     config = config_of(workdir, tasks=TWO)
     modes.run_evaluate(config, workdir)
     before = report_of(workdir)
     assert list(before["tasks"]) == TWO.split(",")
-    restore = Checkpoints.restore_params
+    restore = Checkpoints.restore_parts
 
     def changed(checkpoints, step, abstract):
-        params = restore(checkpoints, step, abstract)
-        bias = params["heads"]["classification"]["bias"]
-        params["heads"]["classification"]["bias"] = bias.at[1].add(jax.numpy.array([50.0, -50.0]))
-        return params
+        parts = restore(checkpoints, step, abstract)
+        head = parts["ema"]["heads"]["classification"]
+        head["bias"] = head["bias"].at[1].add(jax.numpy.array([50.0, -50.0]))
+        return parts
 
-    monkeypatch.setattr(Checkpoints, "restore_params", changed)
+    monkeypatch.setattr(Checkpoints, "restore_parts", changed)
     modes.run_evaluate(config, workdir)
     after = report_of(workdir)
     assert close(after["tasks"]["breast_2cls"], before["tasks"]["breast_2cls"])
@@ -137,6 +138,33 @@ def test_scores_are_those_of_the_parameters(workdir, monkeypatch):
     rows = rows_in(folder, splits, "val")["lung_2cls"]
     first = np.mean([row.label == 0 for row in rows])
     assert after["tasks"]["lung_2cls"]["accuracy"] == pytest.approx(first)
+
+
+def test_what_is_scored_is_what_the_newest_checkpoint_averaged(workdir):
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        arrays = checkpoints.arrays(checkpoints.steps()[-1])
+
+    def scored(**fields):
+        params = modes._trained(config_of(workdir, **fields), workdir).params
+        return {sharding.path_name(path): np.asarray(leaf)
+                for path, leaf in jax.tree_util.tree_leaves_with_path(params)}  # fmt: skip
+
+    averages, last = scored(), scored(**{"train.ema": 0.0})
+    assert averages.keys() == last.keys()
+    for name in averages:
+        np.testing.assert_array_equal(averages[name], arrays[f"ema/{name}"])
+        np.testing.assert_array_equal(last[name], arrays[f"params/{name}"])
+    kernel = "encoder/blocks/mlp/up/kernel"
+    assert (averages[kernel] != last[kernel]).any()
+
+
+def test_a_run_begun_before_a_field_existed_is_refused_in_one_line(workdir):
+    path = workdir / "config.json"
+    config = json.loads(path.read_text())
+    del config["train"]["ema"], config["optimizer"]["b2"]
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"config\.json lacks optimizer\.b2, train\.ema: [^\n]*$"):
+        config_of(workdir)
 
 
 def test_another_folder_without_labels_is_answered(workdir, tmp_path, capsys):

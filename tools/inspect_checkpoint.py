@@ -4,7 +4,7 @@ python tools/inspect_checkpoint.py WORKDIR [--step=N]
 
 steps lists the kept steps and best the one chosen by a metric (null while none is). checkpoints
 has by step `digest`, the sha256 of the whole train state (the sorted names, shapes, dtypes and
-bytes of its arrays), and `params_digest`, that of the parameters alone.
+bytes of its arrays, moving averages too), and `params_digest`, that of the parameters alone.
 """
 
 import argparse

@@ -1,12 +1,16 @@
 """Every field of a run, its default and what it means; configs/ change what an experiment needs."""
 
+import functools
 import json
+import operator
 import pathlib
+import re
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
 from usfm.errors import UserError
+from usfm.tasks import TYPES
 
 
 def base() -> ConfigDict:
@@ -37,9 +41,22 @@ def base() -> ConfigDict:
 
     config.model = ConfigDict()
     config.model.variant = "vits16"
-    config.model.decoder_width = 256  # channels of the dense decoders
+    config.model.init_from = ""  # pretrained encoder: safetensors or .pth; "" = from scratch
+    config.model.decoder_width = ConfigDict(dict.fromkeys(TYPES, 256))  # channels, by task type
     config.model.rope_rescale = 2.0  # training-time factor on patch positions; 1 = none
+    config.model.drop_path = 0.0  # probability that an image leaves out a branch of a layer
+    config.model.remat = "none"  # or dots, full: what the backward pass computes again
     config.model.dtype = "bfloat16"  # of products; parameters stay float32
+    config.model.moe = ConfigDict()  # mixture-of-experts layers
+    config.model.moe.experts = 0  # 0 = none
+    config.model.moe.top_k = 0  # experts that serve a token; 0 = all, as in the paper
+    config.model.moe.layers = ()  # 0-based; () = the second half
+    config.model.moe.capacity = 1.25  # room of an expert in its fair share of tokens, for top_k
+    config.model.moe.balance_weight = 0.01  # of the load-balance loss
+    config.model.moe.z_weight = 0.001  # of the routers' z-loss
+    config.model.lora = ConfigDict()  # low-rank updates of a frozen encoder
+    config.model.lora.rank = 0  # 0 = none
+    config.model.lora.alpha = 16.0
 
     config.train = ConfigDict()
     config.train.steps = 20_000
@@ -49,12 +66,24 @@ def base() -> ConfigDict:
     config.train.seed = 0
     config.train.on_nonfinite = "stop"  # or 'skip_task'
     config.train.log_every = 50  # steps
+    # From 0, all images of a classification task count alike, towards 1, all classes do: a class
+    # is counted in full up to some 1 / (1 - class_balance) images.
+    config.train.class_balance = 0.999
+    # Decay of the moving average of the parameters that evaluation uses, 0 = none. It never
+    # remembers more than a ninth of the steps so far, so one value serves short and long runs.
+    config.train.ema = 0.9998
 
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 3e-4
+    config.optimizer.head_learning_rate = 0.0  # of all but the encoder; 0 = the same
+    config.optimizer.layer_decay = 1.0  # of the rate, from each encoder layer to the one before
     config.optimizer.warmup = 0.05  # share of the steps
-    config.optimizer.weight_decay = 0.05  # of kernels only
+    config.optimizer.weight_decay = 0.05  # of matrices only
+    config.optimizer.b2 = 0.999
     config.optimizer.clip_norm = 1.0
+    # Regexes over parameters that stay as they are: '^encoder/' freezes the encoder,
+    # '^encoder/block_0[0-5]/' its first six layers.
+    config.optimizer.freeze = ()
 
     config.multitask = ConfigDict()
     config.multitask.method = "sum"  # or mean, pcgrad
@@ -79,7 +108,10 @@ def base() -> ConfigDict:
 
 def debug(config: ConfigDict) -> ConfigDict:
     """Shrinks any config to a two-minute run on two CPU cores."""
-    config.model.update(variant="tiny", decoder_width=64, dtype="float32")
+    config.model.update(variant="tiny", dtype="float32")
+    config.model.decoder_width.update(
+        classification=192, detection=64, regression=64, segmentation=64
+    )
     config.data.update(image_size=128, channels=1)
     config.train.update(steps=300, slots=9, examples_per_slot=4, log_every=20)
     config.optimizer.update(learning_rate=1e-3)
@@ -95,6 +127,7 @@ def check(config: ConfigDict) -> None:
     """
     # Here, so that the command line can be read without waiting for JAX.
     from usfm.models.dinov3 import VARIANTS
+    from usfm.models.functional import REMAT
     from usfm.objectives.multitask import choose_engine
 
     if not config.data.root:
@@ -111,6 +144,7 @@ def check(config: ConfigDict) -> None:
         "evaluate.part": ("val", "test", "all"),
         "model.variant": tuple(VARIANTS),
         "model.dtype": ("float32", "bfloat16"),
+        "model.remat": tuple(REMAT),
     }.items():
         room, name = field.split(".")
         if config[room][name] not in allowed:
@@ -125,16 +159,55 @@ def check(config: ConfigDict) -> None:
         ("train.slots", 1, float("inf")),
         ("train.examples_per_slot", 1, float("inf")),
         ("train.log_every", 1, float("inf")),
+        ("train.class_balance", 0.0, 0.999999),
+        ("train.ema", 0.0, 1.0),
+        ("model.drop_path", 0.0, 0.99),
+        ("model.rope_rescale", 1.0, 100.0),
+        ("model.moe.experts", 0, float("inf")),
+        ("model.moe.balance_weight", 0.0, float("inf")),
+        ("model.moe.z_weight", 0.0, float("inf")),
+        ("model.lora.rank", 0, float("inf")),
+        ("optimizer.learning_rate", 1e-12, float("inf")),
+        ("optimizer.head_learning_rate", 0.0, float("inf")),
+        ("optimizer.layer_decay", 1e-3, 1.0),
         ("optimizer.warmup", 0.0, 1.0),
+        ("optimizer.b2", 0.0, 0.999999),
         ("checkpoint.every_steps", 1, float("inf")),
         ("checkpoint.keep", 1, float("inf")),
         ("evaluate.batch_size", 1, float("inf")),
     ):
-        room, name = field.split(".")
-        if not low <= config[room][name] <= high:
-            raise UserError(f"{field}={config[room][name]} is outside [{low:g}, {high:g}]")
+        value: Any = functools.reduce(operator.getitem, field.split("."), config)
+        if not low <= value <= high:
+            raise UserError(f"{field}={value} is outside [{low:g}, {high:g}]")
+    for kind, width in config.model.decoder_width.items():
+        if width < 1 or (width > 64 and width % 64):
+            raise UserError(
+                f"model.decoder_width.{kind}={width}: give up to 64 channels, or a multiple of 64"
+            )
+    _check_moe(config.model)
+    for pattern in config.optimizer.freeze:
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError) as error:
+            raise UserError(f"optimizer.freeze: {pattern!r} is not a regex: {error}") from error
     skip = config.train.on_nonfinite == "skip_task"
     choose_engine(config.multitask.engine, config.multitask.method, skip)
+
+
+def _check_moe(model: ConfigDict) -> None:
+    from usfm.models.dinov3 import VARIANTS
+
+    layers, depth = list(model.moe.layers), VARIANTS[model.variant].layers
+    if layers != sorted(set(layers)) or not all(0 <= layer < depth for layer in layers):
+        raise UserError(
+            f"model.moe.layers={tuple(layers)}: give rising numbers from 0 to {depth - 1}, the "
+            f"layers of {model.variant}"
+        )
+    if model.moe.experts and not 0 <= model.moe.top_k <= model.moe.experts:
+        raise UserError(
+            f"model.moe.top_k={model.moe.top_k}: give 0 (all experts) to {model.moe.experts}, "
+            "the number of model.moe.experts"
+        )
 
 
 # Fields that may differ when a run goes on: they change where and how fast, not what is learned,
@@ -171,12 +244,21 @@ def of_run(workdir: pathlib.Path, changed: dict[str, Any]) -> ConfigDict:
     """The config that a workdir was trained with, but for the fields changed just now.
 
     Raises:
-        UserError: the workdir holds no run.
+        UserError: the workdir holds no run, or one begun before a field existed.
     """
     path = workdir / "config.json"
     if not path.exists():
         raise UserError(f"{workdir} holds no run (no config.json): train first, or correct it")
     config = read(path)
+    held = [f"{name}." for name in flat(to_dict(config))]
+    lacking = [
+        name for name in flat(to_dict(base())) if not any(h.startswith(f"{name}.") for h in held)
+    ]
+    if lacking:
+        raise UserError(
+            f"{path} lacks {', '.join(lacking)}: its run was begun with another version of usfm; "
+            "use that one, or train again in another --workdir"
+        )
     config.update_from_flattened_dict(changed)
     return config
 

@@ -25,7 +25,8 @@ from usfm.evaluation.table import text_table
 from usfm.tasks import Task
 from usfm.training import sharding
 from usfm.training.checkpoint import Checkpoints, tasks_from_meta
-from usfm.training.train import make_model, train
+from usfm.training.state import evaluated_params, evaluated_parts
+from usfm.training.train import make_model, pretrained, train
 
 
 def run_train(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -160,11 +161,13 @@ def _untrained(config: ConfigDict, folder: Folder) -> Predictor:
     mesh = sharding.make_mesh(config.mesh)
     model = make_model(config, folder.tasks)
     params = sharding.build(lambda: model.init(jax.random.key(config.train.seed)), mesh)
+    if (encoder := pretrained(config)) is not None:
+        params = model.with_encoder(params, encoder)
     return _predictor(config, model, params, mesh)
 
 
 def _trained(config: ConfigDict, workdir: pathlib.Path) -> Predictor:
-    """The model of the newest checkpoint of a workdir."""
+    """The model of the newest checkpoint of a workdir, averaged where the run keeps averages."""
     mesh = sharding.make_mesh(config.mesh)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         newest = checkpoints.latest()
@@ -172,7 +175,8 @@ def _trained(config: ConfigDict, workdir: pathlib.Path) -> Predictor:
             raise UserError(f"{workdir} holds no checkpoint: train first, or give its --workdir")
         model = make_model(config, tasks_from_meta(checkpoints.meta(newest)))
         placed = sharding.abstract(lambda: model.init(jax.random.key(0)), mesh)
-        params = checkpoints.restore_params(newest, placed)
+        parts = evaluated_parts(placed, config, model.layers)
+        params = evaluated_params(**checkpoints.restore_parts(newest, parts))
     return _predictor(config, model, params, mesh)
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 
@@ -163,10 +164,15 @@ def test_mre_is_over_the_points_present():
 def test_predictions_that_are_not_finite_give_null_with_a_reason(task):
     form = {"classification": "probs", "detection": "box", "regression": "points"}[task.type]
     shape = {"probs": (4,), "box": (4,), "points": (3, 2)}[form]
-    true = Answer(**{form: np.eye(4, dtype=np.float32)[0] if form == "probs" else np.zeros(shape)})
+    true = dataclasses.replace(
+        Answer(), **{form: np.eye(4, dtype=np.float32)[0] if form == "probs" else np.zeros(shape)}
+    )
     good, bad = np.full(shape, 0.25), np.full(shape, 0.25)
     bad.flat[1] = np.nan
-    scored = [score_row(task, (5, 5), Answer(**{form: p}), true) for p in (good, bad)]
+    scored = [
+        score_row(task, (5, 5), dataclasses.replace(Answer(), **{form: p}), true)
+        for p in (good, bad)
+    ]
     result = summarise(task, scored)
     names = metrics.METRICS[task.type]
     assert [result[name] for name in names] == [None] * len(names)

@@ -11,7 +11,7 @@ from usfm.data.folder import Row
 from usfm.evaluation.predict import Predictor, answer
 from usfm.evaluation.prediction import content
 from usfm.models.m2dino import M2DINO
-from usfm.tasks import Task
+from usfm.tasks import TYPES, Task
 
 
 @functools.cache
@@ -22,7 +22,7 @@ def fresh(model):
 @pytest.fixture
 def make_predictor(small_folder, quick_compile):
     """Makes a predictor with fresh parameters on so many devices."""
-    model = M2DINO(small_folder.tasks, variant="tiny", decoder_width=8)
+    model = M2DINO(small_folder.tasks, variant="tiny", decoder_width=dict.fromkeys(TYPES, 8))
 
     def make(devices, batch_size):
         devices = jax.devices()[:devices]
@@ -109,14 +109,27 @@ def test_probabilities_are_of_the_real_classes(row):
     np.testing.assert_allclose(probs, [1 / 8, 2 / 8, 5 / 8], rtol=1e-4)
 
 
-def test_the_box_is_that_of_the_highest_cell_inside_the_image(row):
+def test_the_box_is_what_the_cells_around_the_highest_agree_on(row):
+    task = Task("where", "detection", num_classes=1)
+    heat = np.zeros((4, 5), np.float32)
+    heat[1, 3] = 2.0
+    boxes = np.full((4, 5, 4), 0.9, np.float32)  # far away they do not count
+    boxes[:3, 2:] = (-0.1, 0.2, 0.6, 1.3)
+    boxes[0, 2:5] += 0.05  # three of the nine differ: the others are more
+    found = answer(task, row, {"heat": heat, "boxes": boxes})
+    np.testing.assert_allclose(content(task, found), [0, 0.2, 0.6, 1])
+    assert found.confidence == pytest.approx(1 / (1 + np.exp(-2)))
+
+
+def test_a_box_in_the_corner_has_fewer_cells_around_it(row):
     task = Task("where", "detection", num_classes=1)
     heat = np.zeros((2, 3), np.float32)
     heat[1, 2] = 1.0
-    boxes = np.zeros((2, 3, 4), np.float32)
-    boxes[1, 2] = (-0.1, 0.2, 0.6, 1.3)
-    box = content(task, answer(task, row, {"heat": heat, "boxes": boxes}))
-    np.testing.assert_allclose(box, [0, 0.2, 0.6, 1])
+    boxes = np.tile(np.array([0.1, 0.2, 0.6, 0.8], np.float32), (2, 3, 1))
+    boxes[:, 0] = 0
+    np.testing.assert_allclose(
+        content(task, answer(task, row, {"heat": heat, "boxes": boxes})), [0.1, 0.2, 0.6, 0.8]
+    )
 
 
 def test_points_are_those_of_the_task(row):

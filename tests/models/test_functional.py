@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from usfm.models import functional
@@ -60,13 +61,53 @@ def test_stacked_modules_start_apart():
     assert (kernels[1] != kernels[2]).all()
 
 
-def test_scan_runs_the_layers_asked_for_in_order():
-    stack = functional.stacked(Scaled, 4, jax.random.key(0))
-    params = functional.split(stack)[1]
-    structure = functional.structure(Scaled)
-    x = X
+class Layer(Scaled):
+    """One that also takes something of its own, and says something aside."""
+
+    def __call__(self, x, own, offset):
+        x = super().__call__(x, offset)
+        return x if own is None else own * x, x.sum()
+
+
+def one_by_one(params, x, own):
+    """Layers 1 and 2 of a stack, in a plain loop."""
+    structure, asides = functional.structure(Layer), []
     for layer in (1, 2):
         of_layer = jax.tree.map(lambda leaf, i=layer: leaf[i], params)
-        x = functional.merge(structure, of_layer)(x, 0.25)
-    scanned = functional.scan(stack, X, 0.25, start=1, stop=3)
-    np.testing.assert_allclose(scanned, x, rtol=1e-5)
+        x, aside = functional.merge(structure, of_layer)(x, own[layer - 1], 0.25)
+        asides.append(aside)
+    return x, jnp.stack(asides)
+
+
+@pytest.mark.parametrize("remat", functional.REMAT)
+def test_scan_runs_the_layers_asked_for_in_order_and_so_do_its_gradients(remat):
+    params = functional.init_stacked(Layer, 4, jax.random.key(0))
+    own = jnp.array([2.0, 3.0])
+
+    def scanned(params, x, own):
+        stack = functional.merge(functional.structure(Layer), params)
+        return functional.scan(stack, x, 0.25, each=own, start=1, stop=3, remat=remat)
+
+    def with_gradients(f):
+        out, pull_back = jax.vjp(f, params, X, own)
+        return out, pull_back((jnp.cos(X), jnp.ones(2)))
+
+    actual, expected = jax.jit(lambda: (with_gradients(scanned), with_gradients(one_by_one)))()
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), actual, expected
+    )
+
+
+def test_remat_by_name_saves_what_it_says():
+    def saved(remat: str) -> int:
+        """Numbers that the forward pass hands to the backward pass."""
+        params = functional.init_stacked(Layer, 4, jax.random.key(0))
+        structure = functional.structure(Layer)
+
+        def run(params, x):
+            stack = functional.merge(structure, params)
+            return functional.scan(stack, x, 0.25, start=0, stop=4, remat=remat)[0]
+
+        return sum(leaf.size for leaf in jax.tree.leaves(jax.vjp(run, params, X)[1]))
+
+    assert saved("full") < saved("dots") < saved("none")

@@ -1,5 +1,6 @@
 """The model of a set of tasks: what a task's answers depend on, and their shapes."""
 
+import dataclasses
 import functools
 import math
 
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 
 from usfm.models import m2dino
+from usfm.models.lora import LoRA, merged
 from usfm.models.m2dino import M2DINO
-from usfm.tasks import Task
+from usfm.models.moe import Mixture
+from usfm.tasks import TYPES, Task
 
 TASKS = (
     Task("cls2", "classification", num_classes=2),
@@ -22,22 +25,29 @@ TASKS = (
     Task("seg2", "segmentation", num_classes=2),
     Task("seg3", "segmentation", num_classes=3),
 )
-MODEL = M2DINO(TASKS, variant="tiny", decoder_width=8)
+MODEL = M2DINO(TASKS, variant="tiny", decoder_width=dict.fromkeys(TYPES, 8))
 IMAGES = 2
 SIZE = (48, 80)  # a map of 3 x 5
-ONE = jnp.float32(1)
+DENSE = Mixture(experts=3, layers=(2, 3))
+# Room for whatever the tokens choose.
+TOP2 = Mixture(experts=3, layers=(2, 3), top_k=2, capacity=1.5)
 
 
-@pytest.fixture(scope="module")
-def params():
-    """Random parameters, none of them at a trivial initial value."""
+def perturbed(model: M2DINO):
+    """Random parameters, none of them at a trivial initial value: experts differ."""
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda leaf: (
             rng.standard_normal(leaf.shape, np.float32) * math.prod(leaf.shape[:-1]) ** -0.5
         ),
-        jax.eval_shape(MODEL.init, jax.random.key(0)),
+        jax.eval_shape(model.init, jax.random.key(0)),
     )
+
+
+@pytest.fixture(scope="module")
+def params():
+    """Random parameters of the plain model."""
+    return perturbed(MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -153,21 +163,25 @@ def test_the_key_matters_in_training_alone(params):
     assert jnp.abs(trained[0] - answers[0]).max() > 1e-3
 
 
-def drawn_scales(monkeypatch, rope_rescale: float) -> np.ndarray:
-    """The factors on patch coordinates that an encoder is handed for a thousand training keys."""
-    model = M2DINO(TASKS, variant="tiny", decoder_width=8, rope_rescale=rope_rescale)
-    monkeypatch.setattr(
-        m2dino, "merge", lambda structure, params: lambda image, taps, scale: (None, scale * ONE)
-    )
-    params, task = {"encoder": {}}, jnp.int32(0)
+def drawn(monkeypatch, name: str, **settings) -> np.ndarray:
+    """What an encoder is handed as `name` for a thousand training keys, of an image each."""
+    model = dataclasses.replace(MODEL, **settings)
+    seen = {}
+
+    def encoder(image, taps, **options):
+        seen.update(options)
+        return None, jnp.zeros((4, len(image), 1)), {}
+
+    monkeypatch.setattr(m2dino, "merge", lambda structure, params: encoder)
     keys = jax.random.split(jax.random.key(0), 1000)
-    return np.asarray(
-        jax.vmap(lambda key: model.encode(params, ONE, task, train=True, key=key)[0])(keys)
-    )
+    image, task = jnp.zeros((1000, 1, 16, 16, 3)), jnp.zeros(1000, jnp.int32)
+    model.encode_slots({"encoder": {}}, image, task, train=True, key=keys)
+    return np.asarray(seen[name])
 
 
 def test_patch_coordinates_are_rescaled_log_uniformly(monkeypatch):
-    logs = np.log2(drawn_scales(monkeypatch, 2.0))
+    logs = np.log2(drawn(monkeypatch, "rope_scale", rope_rescale=2.0))
+    assert logs.shape == (1000,)
     assert -1 <= logs.min() < -0.95
     assert 0.95 < logs.max() <= 1
     assert abs(logs.mean()) < 0.06  # 3 standard errors
@@ -175,11 +189,114 @@ def test_patch_coordinates_are_rescaled_log_uniformly(monkeypatch):
 
 
 def test_a_rescaling_by_one_turns_it_off(monkeypatch):
-    np.testing.assert_array_equal(drawn_scales(monkeypatch, 1.0), 1.0)
+    np.testing.assert_array_equal(drawn(monkeypatch, "rope_scale", rope_rescale=1.0), 1.0)
+
+
+def test_drop_path_leaves_out_branches_and_makes_up_for_them(monkeypatch):
+    keep = drawn(monkeypatch, "keep", drop_path=0.2)
+    assert keep.shape == (4, 2, 1000)  # layers, branches, images
+    assert set(np.unique(keep)) == {np.float32(0), np.float32(1.25)}
+    assert abs(keep.mean() - 1) < 0.02  # 3.6 standard errors of the mean of 8,000 draws
+    assert abs(np.corrcoef(keep.reshape(8, -1)) - np.eye(8)).max() < 0.15
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"drop_path": 0.3}, {"mixture": DENSE}, {"mixture": TOP2}]
+)
+def test_slots_encoded_as_one_batch_are_those_encoded_apart(settings):
+    model = dataclasses.replace(MODEL, **settings)
+    params = perturbed(model)
+    image, keys = images((3,)), jax.random.split(jax.random.key(5), 3)
+    task = jnp.array([4, 0, 4])
+
+    @jax.jit
+    def both(params):
+        apart = jax.vmap(lambda i, t, k: model.encode(params, i, t, train=True, key=k))
+        together = model.encode_slots(params, image, task, train=True, key=keys)
+        return together, apart(image, task, keys)
+
+    together, apart = both(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), together, apart)
+
+
+@pytest.mark.parametrize("mixture", [DENSE, TOP2])
+def test_a_fresh_mixture_answers_as_the_plain_model(mixture):
+    model = dataclasses.replace(MODEL, mixture=mixture)
+    params = jax.jit(model.init)(jax.random.key(0))
+    blocks, mixtures = params["encoder"]["blocks"], params["encoder"]["moe_blocks"]
+    experts = {name: mixtures["mlp"][name] for name in ("up", "down")}
+    one = jax.tree.map(lambda leaf: leaf[:, 0], experts)
+    plain = jax.tree.map(lambda *halves: jnp.concatenate(halves), blocks, {**mixtures, "mlp": one})
+    rest = {k: v for k, v in params["encoder"].items() if not k.endswith("blocks")}
+    expected = encode({"encoder": {**rest, "blocks": plain}}, images(), 0, jax.random.key(0))
+    actual, routing = jax.jit(functools.partial(model.encode, train=False))(
+        params, images(), jnp.int32(3), key=jax.random.key(0)
+    )
+    np.testing.assert_allclose(actual, expected, atol=2e-5)
+    assert routing["gate"].shape == (2, IMAGES, 3)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"mixture": DENSE}, {"mixture": TOP2, "lora": LoRA(rank=2)}]
+)
+def test_a_pretrained_encoder_answers_from_any_model_as_from_the_plain_one(params, settings):
+    pretrained = jax.tree.map(np.asarray, params["encoder"])
+    expected = encode(params, images(), 0, jax.random.key(0))
+    model = dataclasses.replace(MODEL, **settings)
+    fresh = jax.jit(model.init)(jax.random.key(7))
+    started = model.with_encoder(fresh, pretrained)
+    assert jax.tree.map(jnp.shape, started) == jax.tree.map(jnp.shape, fresh)
+    maps, _ = jax.jit(functools.partial(model.encode, train=False, key=jax.random.key(0)))(
+        started, images(), jnp.int32(1)
+    )
+    # Activations are of the order of 1 to 10, and experts' products are summed in another order.
+    np.testing.assert_allclose(maps, expected, atol=1e-4)
+
+
+def test_low_rank_updates_start_at_nothing_and_merge_into_the_kernels():
+    lora = LoRA(rank=2, alpha=3.0)
+    model = dataclasses.replace(MODEL, lora=lora, mixture=DENSE)
+    params = jax.jit(model.init)(jax.random.key(0))
+    named = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params["encoder"])
+    }
+    kernels = {name.removesuffix("/kernel") for name in named if name.endswith("/kernel")}
+    updated = {name.removesuffix("/lora_a") for name in named if name.endswith("/lora_a")}
+    assert kernels - updated == {"patch_embed", "moe_blocks/mlp/router"}
+    assert all((leaf == 0).all() for name, leaf in named.items() if name.endswith("/lora_b"))
+
+    params = perturbed(model)
+    run = functools.partial(encode_of, image=images(), task=jnp.int32(1))
+    merged_params = {**params, "encoder": merged(params["encoder"], lora)}
+    plain = dataclasses.replace(model, lora=LoRA())
+    np.testing.assert_allclose(run(model, params), run(plain, merged_params), atol=1e-4)
+    without = {**params, "encoder": merged(params["encoder"], LoRA(rank=2, alpha=0.0))}
+    assert jnp.abs(run(plain, without) - run(model, params)).max() > 1e-2
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def encode_of(model, params, image, task):
+    return model.encode(params, image, task, train=False, key=jax.random.key(0))[0]
+
+
+def test_the_task_changes_what_a_mixture_sees():
+    model = dataclasses.replace(MODEL, mixture=DENSE)
+    params = perturbed(model)
+    run = jax.jit(functools.partial(model.encode, train=False, key=jax.random.key(0)))
+    one, other = (run(params, images(), jnp.int32(task)) for task in (0, 5))
+    assert jnp.abs(one[0][2:] - other[0][2:]).max() > 1e-2
+    np.testing.assert_array_equal(one[0][:2], other[0][:2])  # taps below the mixtures
+
+
+def test_parameters_of_stacks_are_known_by_their_layers():
+    assert MODEL.layers == {"encoder/blocks": (0, 1, 2, 3)}
+    model = dataclasses.replace(MODEL, mixture=Mixture(experts=2, layers=(1, 3)))
+    assert model.layers == {"encoder/blocks": (0, 2), "encoder/moe_blocks": (1, 3)}
 
 
 def test_bfloat16_is_for_activations_alone():
-    model = M2DINO(TASKS, variant="tiny", decoder_width=8, dtype="bfloat16")
+    model = M2DINO(TASKS, variant="tiny", decoder_width=dict.fromkeys(TYPES, 8), dtype="bfloat16")
     key = jax.random.key(0)
     params = jax.eval_shape(model.init, key)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
@@ -197,7 +314,7 @@ def test_bfloat16_is_for_activations_alone():
 
 
 def test_a_model_has_the_parts_of_its_own_types_alone():
-    model = M2DINO((TASKS[7], TASKS[0]), variant="tiny", decoder_width=8)
+    model = M2DINO((TASKS[7], TASKS[0]), variant="tiny", decoder_width=dict.fromkeys(TYPES, 8))
     assert model.types == ("classification", "segmentation")
     params = jax.eval_shape(model.init, jax.random.key(0))
     assert set(params) == {"encoder", "decoders", "heads"}

@@ -267,6 +267,34 @@ def test_a_perfect_class_costs_the_entropy_of_the_smoothed_truth():
     np.testing.assert_allclose(total / count, -(truth[0] * np.log(truth[0])).sum(), rtol=1e-5)
 
 
+def test_class_weights_make_a_weighted_mean():
+    _, labels = examples("classification")
+    logits = np.asarray(jax.random.normal(jax.random.key(0), (N, CLASSES)))
+    logits = padded(logits)
+    weights = np.linspace(0.5, 2, N, dtype=np.float32)
+    outputs = {"logits": logits, "classes": REAL}
+    total, count = loss("classification", outputs, {**labels, "class_weight": weights})
+    alone = [
+        float(loss("classification", outputs, labels, valid=np.arange(N) == i)[0]) for i in range(N)
+    ]
+    np.testing.assert_allclose(total, (weights * VALID) @ alone, rtol=1e-5)
+    np.testing.assert_allclose(count, weights @ VALID, rtol=1e-6)
+
+
+def test_weights_of_classes_are_by_their_effective_number():
+    counts = np.array([[10, 90, 0], [0, 0, 0], [5, 5, 5]])
+    weights = losses.class_weights(counts, beta=0.99)
+    effective = (1 - 0.99 ** np.array([10, 90])) / 0.01
+    np.testing.assert_allclose(
+        weights[0, 0] / weights[0, 1], effective[1] / effective[0], rtol=1e-6
+    )
+    np.testing.assert_allclose((weights * counts).sum(1), [100, 0, 15], rtol=1e-6)
+    np.testing.assert_array_equal(weights[1], 0)
+    # The two ends: all images alike, and all classes alike.
+    np.testing.assert_allclose(losses.class_weights(counts, 0.0)[0], [1, 1, 0])
+    np.testing.assert_allclose(losses.class_weights(counts, 1 - 1e-9)[0], [5, 5 / 9, 0], rtol=1e-4)
+
+
 def test_a_perfect_box_costs_next_to_nothing():
     _, labels = examples("detection")
     centre = (labels["box"][:, :2] + labels["box"][:, 2:]) / 2

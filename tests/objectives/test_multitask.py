@@ -1,5 +1,6 @@
 """The multi-task gradient of M2DINO, against one jax.grad a task and surgery done literally."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 
 from usfm.models.m2dino import M2DINO
+from usfm.models.moe import Mixture
 from usfm.objectives import multitask, surgery
-from usfm.objectives.gramian import Functions
+from usfm.objectives.gramian import Functions, merge_slots, slot_losses
 from usfm.objectives.losses import LOSSES
+from usfm.objectives.routing import RouterLoss
 from usfm.tasks import TYPES, Task
 
 TASKS = (
@@ -22,7 +25,7 @@ TASKS = (
     Task("seg3", "segmentation", num_classes=3),
 )
 T, N = len(TASKS), 2
-MODEL = M2DINO(TASKS, variant="tiny", decoder_width=8)
+MODEL = M2DINO(TASKS, variant="tiny", decoder_width=dict.fromkeys(TYPES, 8))
 SLOTS = {"classification": 3, "detection": 1, "regression": 2, "segmentation": 2}
 CLS2, CLS3, DET, PTS, SEG2, SEG3 = range(T)
 KEY = jax.random.key(11)
@@ -58,15 +61,25 @@ STACK = compiled(engine="stack", method="pcgrad", skip_nonfinite=True)
 
 
 @pytest.fixture(scope="module")
-def params():
-    rng = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda leaf: (
-            rng.standard_normal(leaf.shape, np.float32)
-            * np.float32(np.prod(leaf.shape[:-1]) ** -0.5)
-        ),
-        jax.eval_shape(MODEL.init, jax.random.key(0)),
-    )
+def perturbed():
+    """Makes random parameters of a model, none of them at a trivial initial value."""
+
+    def make(model):
+        rng = np.random.default_rng(0)
+        return jax.tree.map(
+            lambda leaf: (
+                rng.standard_normal(leaf.shape, np.float32)
+                * np.float32(np.prod(leaf.shape[:-1]) ** -0.5)
+            ),
+            jax.eval_shape(model.init, jax.random.key(0)),
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def params(perturbed):
+    return perturbed(MODEL)
 
 
 def make_batch(task: list[int], valid=None) -> dict[str, jax.Array]:
@@ -261,6 +274,74 @@ def test_when_no_task_is_finite_the_gradient_is_zero(params):
     assert not present.any()
     assert np.isnan(losses[PRESENT]).all()
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(grads))
+
+
+# ---- Mixtures of experts: routers have losses of their own ----
+
+MIXTURE = dataclasses.replace(
+    MODEL, mixture=Mixture(experts=3, layers=(1, 2), top_k=2, capacity=1.5)
+)
+ROUTER_LOSS = RouterLoss(balance_weight=0.5, z_weight=0.1)
+OF_MIXTURE = dataclasses.replace(
+    FUNCTIONS, encode=MIXTURE.encode, encode_slots=MIXTURE.encode_slots, auxiliary=ROUTER_LOSS
+)
+
+
+@pytest.fixture(scope="module")
+def of_mixture(perturbed):
+    """(params, {engine: answer}, the loss and gradient written as one function)."""
+    params = perturbed(MIXTURE)
+
+    @functools.partial(jax.jit, compiler_options=QUICKLY)
+    def by_hand(params):
+        keys = jax.random.split(jax.random.split(KEY)[0], 8)
+
+        def total(params):
+            maps, routing = jax.vmap(
+                lambda i, t, k: MIXTURE.encode(params, i, t, train=True, key=k)
+            )(MIXED["image"], MIXED["task"], keys)
+            sums, counts = slot_losses(OF_MIXTURE, params, maps, MIXED)
+            counts = merge_slots(counts, MIXED["task"], T)[MIXED["task"]]
+            return (sums / jnp.maximum(counts, 1)).sum() + ROUTER_LOSS(routing, MIXED["valid"])
+
+        return jax.grad(total)(params)
+
+    def run(engine):
+        answer = jax.jit(
+            lambda p, b: multitask.value_and_grad(OF_MIXTURE, p, b, {}, KEY, engine=engine)[2],
+            compiler_options=QUICKLY,
+        )
+        return answer(params, MIXED)
+
+    return params, {engine: run(engine) for engine in ("plain", "stack")}, by_hand(params)
+
+
+@pytest.mark.parametrize("engine", ["plain", "stack"])
+def test_the_routers_loss_is_added_once(of_mixture, engine):
+    _, grads, expected = of_mixture
+    assert_close(grads[engine], expected, 1e-5)
+
+
+def test_the_routers_loss_is_felt(of_mixture):
+    params, grads, _ = of_mixture
+    silent = dataclasses.replace(OF_MIXTURE, auxiliary=lambda aux, valid: jnp.zeros(()))
+    without = jax.jit(
+        lambda p: multitask.value_and_grad(silent, p, MIXED, {}, KEY, engine="plain")[2],
+        compiler_options=QUICKLY,
+    )(params)
+    for grad in (grads["plain"], without):
+        assert jnp.isfinite(jax.flatten_util.ravel_pytree(grad)[0]).all()
+    routers = [
+        g["encoder"]["moe_blocks"]["mlp"]["router"]["kernel"] for g in (grads["plain"], without)
+    ]
+    assert jnp.abs(routers[0] - routers[1]).max() > 1e-3
+
+
+def test_a_task_embedding_is_trained_by_its_own_task_alone(of_mixture):
+    for grads in of_mixture[1].values():
+        trained = np.abs(grads["task_embedding"]).max(axis=1) > 0
+        # The routers' loss is a mean over all valid images, so no task is left out of it.
+        np.testing.assert_array_equal(trained, PRESENT)
 
 
 # ---- A model to reckon by hand: its losses are roots, whose slope at 0 is not finite ----

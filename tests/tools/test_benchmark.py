@@ -1,31 +1,110 @@
+import json
+import subprocess
+import sys
+
+import jax
 import pytest
 
 from tools import benchmark
+from tools.benchmarks import model, step, timing
 from usfm import config as usfm_config
 from usfm.data.phantoms.catalogue import PHANTOMS
+from usfm.models import functional
+from usfm.models.dinov3 import Variant
+from usfm.models.moe import Mixture
 
 
-def test_an_unknown_name_is_answered_by_the_known_ones():
-    with pytest.raises(SystemExit, match="give one or more of step; got stpe"):
-        benchmark.main(["stpe"])
+def test_an_unknown_name_is_answered_by_the_known_ones(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "stpe"])
+    with pytest.raises(SystemExit):
+        benchmark.main()
+    assert "invalid choice: 'stpe' (choose from" in capsys.readouterr().err
 
 
 def test_runs_take_turns_after_one_warm_up_each():
     called = []
     runs = {name: lambda name=name: called.append(name) for name in ("a", "b")}
-    seconds = benchmark._alternating(runs)
-    assert called == ["a", "b"] * (1 + benchmark.ROUNDS)
-    assert {name: len(of_name) for name, of_name in seconds.items()} == {
-        "a": benchmark.ROUNDS,
-        "b": benchmark.ROUNDS,
-    }
+    seconds = timing.alternating(runs)
+    assert called == ["a", "b"] * (1 + timing.ROUNDS)
+    assert {name: len(of) for name, of in seconds.items()} == dict.fromkeys("ab", timing.ROUNDS)
+
+
+def test_a_ratio_is_the_median_of_those_of_the_rounds():
+    assert timing.ratio([2.0, 3.0, 40.0], [1.0, 1.0, 10.0]) == 3.0
 
 
 def test_the_noise_batch_has_slots_of_every_type_with_tasks_of_that_type():
     config = usfm_config.debug(usfm_config.base())
     tasks = tuple(PHANTOMS[id].task for id in sorted(PHANTOMS))
-    batch = benchmark._random_batch(config, tasks)
+    batch = step._random_batch(config, tasks)
     types = [tasks[i].type for i in batch["task"]]
     assert types == sorted(types)
     assert set(types) == {"classification", "detection", "regression", "segmentation"}
     assert batch["image"].shape == (9, 4, 128, 128, 1)
+
+
+SMALL = Variant(32, 2, 2, 64)
+
+
+@pytest.mark.parametrize(
+    "mixture", [None, Mixture(experts=4, layers=(1,)), Mixture(experts=4, layers=(1,), top_k=2)]
+)
+def test_the_flops_of_a_case_are_those_that_xla_counts(monkeypatch, mixture):
+    monkeypatch.setitem(model.VARIANTS, "small", SMALL)
+    case = model.Case("small", 64, 2, "float32", mixture)
+    params, loss, inputs = model._pieces(case)
+    # Unrolled, for XLA counts the body of a loop once.
+    monkeypatch.setattr(
+        functional, "scan", lambda stack, x, *args, start, stop, **_: _unrolled(stack, x, args)
+    )
+    compiled = jax.jit(loss).lower(params, *inputs).compile()
+    analysis = compiled.cost_analysis()
+    assert analysis is not None
+    counted = analysis["flops"]
+    # XLA also counts what is done element by element.
+    assert case.forward_flops < counted < 1.35 * case.forward_flops
+
+
+def _unrolled(stack, x, args):
+    structure, params = functional.split(stack)
+    layers = jax.tree.leaves(params)[0].shape[0]
+    outs = []
+    for i in range(layers):
+        layer = functional.merge(structure, jax.tree.map(lambda a, i=i: a[i], params))
+        x, out = layer(x, None, *args)
+        outs.append(out)
+    return x, jax.tree.map(lambda *o: jax.numpy.stack(o), *outs)
+
+
+def test_the_timed_pieces_run_and_say_what_they_are(monkeypatch, capsys):
+    monkeypatch.setitem(model.VARIANTS, "small", SMALL)
+    monkeypatch.setattr(model, "CPU", model.Case("small", 32, 2, "float32"))
+    monkeypatch.setattr(model, "PRODUCT", 64)
+    lines = [json.loads(json.dumps(line)) for line in model.measure()]
+    assert [line["name"] for line in lines] == [
+        "model/ceiling",
+        "model/small/train",
+        "model/small/moe_top2_of_8",
+        "model/small/moe_dense_4",
+    ]
+    assert all(line["value"] > 0 for line in lines)
+    assert lines[1]["conditions"]["share_of_ceiling"] > 0
+
+
+def test_a_peer_without_its_python_is_asked_for(monkeypatch):
+    monkeypatch.delenv("PEER_PY", raising=False)
+    monkeypatch.setattr(model, "PRODUCT", 64)
+    with pytest.raises(SystemExit, match="PEER_PY"):
+        list(model.measure("transformers"))
+
+
+def test_the_tool_runs_from_anywhere(tmp_path):
+    script = benchmark.__file__
+    done = subprocess.run(
+        [sys.executable, script, "--help"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,3 +1,4 @@
+import dataclasses
 import shutil
 
 import jax
@@ -31,7 +32,8 @@ def make_state(step, mesh, rows=256):
     """A state as a run has it, with values of its step."""
     kernel = jnp.arange(rows * 128, dtype=jnp.float32).reshape(rows, 128) + step
     params = {"encoder": {"kernel": kernel, "bias": jnp.full(8, step, jnp.bfloat16)}}
-    state = TrainState(jnp.int32(step), params, optax.adamw(1e-3).init(params), {})
+    average = {"encoder": {"kernel": kernel / 2, "bias": None}}  # as if the bias were frozen
+    state = TrainState(jnp.int32(step), params, optax.adamw(1e-3).init(average), {}, average)
     return jax.device_put(state, shardings(state, mesh))
 
 
@@ -64,9 +66,29 @@ def test_what_is_saved_is_restored_to_the_bit(saved):
         assert checkpoints.steps() == [2, 3]
         assert checkpoints.latest() == 3
         assert_same(checkpoints.restore(3, abstract(state)), state)
-        params = make_state(2, mesh(1, 1)).params
-        assert_same(checkpoints.restore_params(2, abstract(params)), params)
         assert tasks_from_meta(checkpoints.meta(3)) == TASKS
+
+
+def test_parts_of_a_state_are_restored_by_themselves(saved):
+    state = make_state(2, mesh(1, 1))
+    parts = {"params": {"encoder": {"kernel": None, "bias": state.params["encoder"]["bias"]}},
+             "ema": state.ema}  # fmt: skip
+    with Checkpoints(saved) as checkpoints:
+        assert_same(checkpoints.restore_parts(2, abstract(parts)), parts)
+
+
+def test_a_part_that_was_not_saved_is_named(tmp_path):
+    one = NamedSharding(mesh(1, 1), P())
+    begun_without = dataclasses.replace(make_state(1, mesh(1, 1)), ema={})
+    parts = {"ema": {"encoder": {"kernel": jnp.ones((256, 128))}}}
+    with Checkpoints(tmp_path / "checkpoints", keep=1) as checkpoints:
+        checkpoints.save(1, begun_without, META)
+        checkpoints.wait()
+        with pytest.raises(UserError) as caught:
+            checkpoints.restore_parts(1, abstract(jax.device_put(parts, one)))
+    assert str(caught.value).splitlines()[1:] == [
+        "  ema/encoder/kernel: absent in the checkpoint, float32[256, 128] in this run"
+    ]
 
 
 def test_arrays_are_those_of_the_state_by_their_paths(saved):
@@ -74,12 +96,10 @@ def test_arrays_are_those_of_the_state_by_their_paths(saved):
         arrays = checkpoints.arrays(3)
     state = make_state(3, mesh(1, 1))
     assert sorted(arrays) == [
+        "ema/encoder/kernel",
         "opt_state/0/count",
-        *(
-            f"opt_state/0/{moment}/encoder/{n}"
-            for moment in ("mu", "nu")
-            for n in ("bias", "kernel")
-        ),
+        "opt_state/0/mu/encoder/kernel",
+        "opt_state/0/nu/encoder/kernel",
         "params/encoder/bias",
         "params/encoder/kernel",
         "step",
@@ -127,7 +147,7 @@ def test_another_model_or_optimizer_is_refused_with_every_difference(saved):
     params = dict(state.params)
     params["encoder"] = {**params["encoder"], "bias": jnp.zeros(8, jnp.float32), "new": jnp.ones(1)}
     del state.opt_state[0].nu["encoder"]["kernel"]
-    other = TrainState(state.step, params, state.opt_state, {})
+    other = TrainState(state.step, params, state.opt_state, {}, state.ema)
     one = NamedSharding(mesh(1, 1), P())
     other = abstract(jax.device_put(other, one))
     with Checkpoints(saved) as checkpoints, pytest.raises(UserError) as caught:
@@ -135,6 +155,7 @@ def test_another_model_or_optimizer_is_refused_with_every_difference(saved):
     first, *lines = str(caught.value).splitlines()
     assert first.startswith(f"checkpoint {saved}/3 does not fit this run's model and optimizer;")
     assert lines == [
+        "  ema/encoder/kernel: float32[256, 128] in the checkpoint, float32[512, 128] in this run",
         "  opt_state/0/mu/encoder/kernel: float32[256, 128] in the checkpoint, float32[512, 128] "
         "in this run",
         "  opt_state/0/nu/encoder/kernel: float32[256, 128] in the checkpoint, absent in this run",

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from usfm import config as usfm_config
 from usfm.models.m2dino import M2DINO
-from usfm.tasks import Task
+from usfm.tasks import TYPES, Task
 from usfm.training import optimizer as optimizers
 from usfm.training import sharding
 from usfm.training.state import TrainState, create
@@ -26,7 +26,7 @@ TASKS = (
     Task("pts2", "regression", num_points=2),
     Task("pts3", "regression", num_points=3),
 )
-MODEL = M2DINO(TASKS, variant="tiny", decoder_width=8)
+MODEL = M2DINO(TASKS, variant="tiny", decoder_width=dict.fromkeys(TYPES, 8))
 SLOTS = {"classification": 4, "regression": 4}
 LEARNING_RATE = 1e-3
 UP = "encoder/blocks/mlp/up/kernel"  # a matrix of each of 4 layers: [4, 192, 768]
@@ -35,7 +35,7 @@ UP = "encoder/blocks/mlp/up/kernel"  # a matrix of each of 4 layers: [4, 192, 76
 def make_optimizer() -> optax.GradientTransformation:
     config = usfm_config.base().optimizer
     config.update(learning_rate=LEARNING_RATE, warmup=0.0)
-    return optimizers.make(config, steps=100)
+    return optimizers.make(config, 100, MODEL.layers)
 
 
 def make_mesh(data: int, fsdp: int) -> jax.sharding.Mesh:
@@ -80,7 +80,7 @@ def three_steps(data: int, fsdp: int) -> Run:
     mesh = make_mesh(data, fsdp)
     with jax.set_mesh(mesh):
         optimizer = make_optimizer()
-        state, abstract = create(MODEL, optimizer, 0, mesh)
+        state, abstract = create(MODEL, optimizer, config, mesh)
         before = jax.device_get(named(state.params))
         step = make_step(MODEL, SLOTS, optimizer, config, abstract)
         metrics = []
@@ -139,11 +139,13 @@ def test_the_tasks_of_a_type_start_apart(one_device):
 @pytest.mark.parametrize(
     ("data", "fsdp", "shard"), [(8, 1, (4, 192, 768)), (1, 8, (4, 192, 96)), (2, 4, (4, 192, 192))]
 )
-def test_parameters_and_their_moments_are_sharded_over_fsdp(data, fsdp, shard):
+def test_parameters_moments_and_averages_are_sharded_over_fsdp(data, fsdp, shard):
     mesh = make_mesh(data, fsdp)
     optimizer = make_optimizer()
     shapes = jax.eval_shape(lambda: MODEL.init(jax.random.key(0)))
-    state = jax.eval_shape(lambda: TrainState(jnp.int32(0), shapes, optimizer.init(shapes), {}))
+    state = jax.eval_shape(
+        lambda: TrainState(jnp.int32(0), shapes, optimizer.init(shapes), {}, ema=shapes)
+    )
     placed = named(sharding.shardings(state, mesh))
     leaves = named(state)
     assert placed[f"params/{UP}"].shard_shape(leaves[f"params/{UP}"].shape) == shard
@@ -153,6 +155,8 @@ def test_parameters_and_their_moments_are_sharded_over_fsdp(data, fsdp, shard):
             if moment in name:
                 moments += 1
                 assert where == placed["params/" + name.split(moment)[1]]
+        if name.startswith("ema/"):
+            assert where == placed["params/" + name.removeprefix("ema/")]
     assert moments == 2 * len(jax.tree.leaves(shapes))
 
 

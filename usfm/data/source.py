@@ -4,6 +4,7 @@ import hashlib
 import math
 import pathlib
 import sys
+from collections.abc import Mapping
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -92,6 +93,21 @@ def training_rows(folder: Folder, splits: Splits, fraction: float) -> dict[str, 
         kept = rows[: math.ceil(fraction * len(rows))]
         chosen[task_id] = np.array(sorted(row.index for row in kept), np.int64)
     return chosen
+
+
+def class_counts(folder: Folder, rows: Mapping[str, np.ndarray]) -> np.ndarray:
+    """int64 [T, C]: how many of these rows (by Row.index) each task has of each class.
+
+    C is the largest number of classes; tasks of other types than classification have zeros.
+    """
+    classes = max((task.num_classes for task in folder.tasks), default=0)
+    counts = np.zeros((len(folder.tasks), classes), np.int64)
+    for of_task, task in zip(counts, folder.tasks, strict=True):
+        if task.type == "classification":
+            chosen = set(rows[task.id].tolist())
+            labels = [row.label for row in folder.rows[task.id] if row.index in chosen]
+            of_task += np.bincount(np.array(labels, np.int64), minlength=classes)
+    return counts
 
 
 def _rank(name: str) -> bytes:

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -16,31 +17,37 @@ WIDTH, HEIGHT = 320, 150
 LEFT, RIGHT, TOP, BOTTOM = 44, 8, 8, 22
 
 
-def read_losses(path: epath.PathLike) -> dict[str, list[tuple[int, float]]]:
-    """The losses of each task as (step, loss), by step.
-
-    Where a step was logged twice, before and after a resume, the later line counts. Losses that
-    are not finite are left out, and so is a last line cut short by a kill.
+def read_metrics(path: epath.PathLike) -> Iterator[dict[str, Any]]:
+    """The lines of metrics.jsonl, but for a last one cut short by a kill.
 
     Args:
-        path: metrics.jsonl; one that does not exist holds no losses.
+        path: of metrics.jsonl; one that does not exist has no lines.
 
     Raises:
         UserError: a line other than the last is not a JSON object.
     """
     path = epath.Path(path)
     lines = path.read_bytes().split(b"\n") if path.exists() else []
-    losses: dict[str, dict[int, float]] = {}
     for number, line in enumerate(lines, 1):
         if not line:
             continue
         try:
-            entry = json.loads(line)
+            yield json.loads(line)
         except ValueError as error:  # not JSON, or cut within a character
             # Only a line without its newline is torn.
             if number == len(lines):
-                break
+                return
             raise UserError(f"{path} line {number} is not JSON: {error}; remove it") from error
+
+
+def read_losses(path: epath.PathLike) -> dict[str, list[tuple[int, float]]]:
+    """The losses of each task as (step, loss), by step, from metrics.jsonl.
+
+    Where a step was logged twice, before and after a resume, the later line counts. Losses that
+    are not finite are left out.
+    """
+    losses: dict[str, dict[int, float]] = {}
+    for entry in read_metrics(path):
         for name, value in entry.items():
             if name.startswith(PREFIX) and value is not None and math.isfinite(value):
                 losses.setdefault(name.removeprefix(PREFIX), {})[entry["step"]] = value

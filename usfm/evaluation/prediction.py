@@ -13,18 +13,20 @@ from usfm.tasks import Task
 class Answer:
     """What is said of one image: a prediction, or the truth.
 
-    Only the field of the task's type is set.
+    Only the fields of the task's type are set.
 
     Attributes:
         mask: uint8 [H, W], class ids at the size of the original image.
         probs: float32 [C], sums to 1; the truth is one-hot.
         box: float32 [4], x_min, y_min, x_max, y_max as pixel / original size.
+        confidence: of a predicted box, the probability that its centre is where it says.
         points: float32 [K, 2], x, y as pixel / original size; NaN is a missing point (truth only).
     """
 
     mask: np.ndarray | None = None
     probs: np.ndarray | None = None
     box: np.ndarray | None = None
+    confidence: float | None = None
     points: np.ndarray | None = None
 
 

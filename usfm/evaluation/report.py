@@ -16,6 +16,7 @@ from usfm.evaluation.curves import draw_curve, read_losses
 from usfm.evaluation.files import write_atomically
 from usfm.evaluation.metrics import LOWER_IS_BETTER, PRIMARY
 from usfm.evaluation.overlay import PREDICTED, TRUTH, Example, caption, draw
+from usfm.evaluation.routing import read_routing, routing_rows
 from usfm.evaluation.table import notes, number, table_lines
 
 STYLE = f"""
@@ -86,6 +87,7 @@ def write_report(
     sections = [
         ("Results", _results(evaluation, before)),
         ("Loss by task", _curves(workdir / "metrics.jsonl")),
+        ("Routing", _routing(workdir / "metrics.jsonl")),
         ("Examples", "".join(_examples(examples))),
         ("Data", _data(workdir / "splits.csv", evaluation)),
         ("Configuration", _config(config) if config else ""),
@@ -150,6 +152,16 @@ def _curves(path: epath.Path) -> str:
         for task_id, points in losses.items()
     ]
     return f'<div class="cards">{"".join(figures)}</div>' if figures else ""
+
+
+def _routing(path: epath.Path) -> str:
+    shares = read_routing(path)
+    if not shares:
+        return ""
+    experts = len(next(iter(shares.values())))
+    said = "<p>Share of each task's tokens that each expert serves, in %, at the end.</p>"
+    head = ["task", *(f"expert {i}" for i in range(experts))]
+    return said + _table(head, routing_rows(shares), experts)
 
 
 def _examples(examples: Sequence[Example]) -> Iterator[str]:

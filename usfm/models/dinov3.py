@@ -6,12 +6,17 @@ official checkpoints; the q, k and v projections are stored as one matrix.
 """
 
 import dataclasses
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from usfm.models import functional
+from usfm.models.activation import gelu
+from usfm.models.lora import NO_LORA, Linear, LoRA
+from usfm.models.moe import Mixture, MoE
 
 PATCH = 16
 REGISTERS = 4
@@ -57,14 +62,12 @@ VARIANTS = {
 class Attention(nnx.Module):
     """Multi-head self-attention with rotary positions; no bias on the keys."""
 
-    def __init__(self, variant: Variant, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, variant: Variant, lora: LoRA, dtype: jnp.dtype, rngs: nnx.Rngs):
         width, self.heads = variant.width, variant.heads
-        self.qkv = nnx.Linear(
-            width, 3 * width, use_bias=False, kernel_init=_weight, dtype=dtype, rngs=rngs
-        )
+        self.qkv = Linear(width, 3 * width, lora, dtype, rngs, use_bias=False)
         self.q_bias = nnx.Param(jnp.zeros(width)) if variant.qv_bias else None
         self.v_bias = nnx.Param(jnp.zeros(width)) if variant.qv_bias else None
-        self.out = nnx.Linear(width, width, kernel_init=_weight, dtype=dtype, rngs=rngs)
+        self.out = Linear(width, width, lora, dtype, rngs)
 
     def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
         """[B, N, D] to [B, N, D]; rope as `rotary` makes it."""
@@ -97,9 +100,9 @@ def _attend_cpu(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 class MLP(nnx.Module):
     """down(gelu(up x)), or down(silu(gate x) * up x) where gated."""
 
-    def __init__(self, variant: Variant, dtype: jnp.dtype, rngs: nnx.Rngs):
-        def linear(inputs: int, outputs: int) -> nnx.Linear:
-            return nnx.Linear(inputs, outputs, kernel_init=_weight, dtype=dtype, rngs=rngs)
+    def __init__(self, variant: Variant, lora: LoRA, dtype: jnp.dtype, rngs: nnx.Rngs):
+        def linear(inputs: int, outputs: int) -> Linear:
+            return Linear(inputs, outputs, lora, dtype, rngs)
 
         self.gate = linear(variant.width, variant.mlp_width) if variant.gated else None
         self.up = linear(variant.width, variant.mlp_width)
@@ -108,76 +111,199 @@ class MLP(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] to [..., D]."""
         if self.gate is None:
-            return self.down(jax.nn.gelu(self.up(x), approximate=False))
+            return self.down(gelu(self.up(x)))
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
 
 
 class Block(nnx.Module):
-    """x += ls1 * attention(norm1 x); x += ls2 * mlp(norm2 x)."""
+    """x += ls1 * attention(norm1 x); x += ls2 * mlp(norm2 x), where the mlp may be a mixture."""
 
-    def __init__(self, variant: Variant, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        variant: Variant,
+        mixture: Mixture | None,
+        lora: LoRA,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
         width = variant.width
         self.norm1 = _norm(width, rngs)
-        self.attn = Attention(variant, dtype, rngs)
+        self.attn = Attention(variant, lora, dtype, rngs)
         self.layer_scale1 = nnx.Param(jnp.full(width, variant.layer_scale))
         self.norm2 = _norm(width, rngs)
-        self.mlp = MLP(variant, dtype, rngs)
+        self.mlp = (
+            MLP(variant, lora, dtype, rngs)
+            if mixture is None
+            else MoE(width, variant.mlp_width, variant.gated, mixture, lora, dtype, rngs)
+        )
         self.layer_scale2 = nnx.Param(jnp.full(width, variant.layer_scale))
 
-    def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
-        """[B, N, D] to [B, N, D]; rope as `rotary` makes it."""
-        scale1 = self.layer_scale1[...].astype(x.dtype)
-        scale2 = self.layer_scale2[...].astype(x.dtype)
-        x = x + scale1 * self.attn(self.norm1(x).astype(x.dtype), rope)
-        return x + scale2 * self.mlp(self.norm2(x).astype(x.dtype))
+    def __call__(
+        self,
+        x: jax.Array,
+        keep: jax.Array | None,
+        rope: tuple[jax.Array, jax.Array],
+        condition: jax.Array | None,
+        train: bool,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """One layer.
+
+        Args:
+            x: [B, N, D].
+            keep: float32 [2, B], factors on the two branches of each image (drop path), or None.
+            rope: as `rotary` makes it.
+            condition: [B, D], each image's task embedding; read by mixtures alone.
+            train: how a mixture serves its experts.
+
+        Returns:
+            [B, N, D], and the mixture's routing (moe.MoE), {} where there is none.
+        """
+        routing = {}
+        y = self.attn(self.norm1(x).astype(x.dtype), rope)
+        x = x + self._factor(self.layer_scale1, x, keep, 0) * y
+        y = self.norm2(x).astype(x.dtype)
+        if isinstance(self.mlp, MoE):
+            assert condition is not None, "a mixture asks for each image's task embedding"
+            y, routing = self.mlp(y, condition, train=train)
+        else:
+            y = self.mlp(y)
+        return x + self._factor(self.layer_scale2, x, keep, 1) * y, routing
+
+    def _factor(
+        self, layer_scale: nnx.Param, x: jax.Array, keep: jax.Array | None, branch: int
+    ) -> jax.Array:
+        scale = layer_scale[...].astype(x.dtype)
+        return scale if keep is None else scale * keep[branch].astype(x.dtype)[:, None, None]
+
+
+class Encoded(NamedTuple):
+    """What the encoder says of a batch of images.
+
+    Attributes:
+        tokens: [B, 1 + 4 + h * w, D], after the final norm.
+        maps: [taps, B, h, w, D], the tapped layers through the same norm, without CLS and
+            registers.
+        routing: of the mixtures, each [their number, B, ...] (moe.MoE); {} where there are none.
+    """
+
+    tokens: jax.Array
+    maps: jax.Array
+    routing: dict[str, jax.Array]
 
 
 class DINOv3(nnx.Module):
-    """The encoder: normalised images in, patch maps of the tapped layers out."""
+    """The encoder: normalised images in, patch maps of the tapped layers out.
 
-    def __init__(self, variant: Variant, dtype: jnp.dtype, rngs: nnx.Rngs):
+    Equal layers are stacked: `blocks` holds the plain ones and `moe_blocks` the mixtures.
+    """
+
+    def __init__(
+        self,
+        variant: Variant,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+        *,
+        mixture: Mixture | None = None,
+        lora: LoRA = NO_LORA,
+        remat: str = "none",
+    ):
         width = variant.width
-        self.variant, self.dtype = variant, dtype
+        self.variant, self.dtype, self.remat = variant, dtype, remat
+        self.layers = layers_of_stacks(variant, mixture)
         self.patch_embed = nnx.Linear(
             PATCH * PATCH * 3, width, kernel_init=_weight, dtype=dtype, rngs=rngs
         )
         self.cls_token = nnx.Param(_weight(rngs.params(), (1, width)))
         self.register_tokens = nnx.Param(_weight(rngs.params(), (REGISTERS, width)))
         self.mask_token = nnx.Param(jnp.zeros((1, width)))
-        self.blocks = functional.stacked(
-            lambda rngs: Block(variant, dtype, rngs), variant.layers, rngs.params()
-        )
+        for stack, layers in self.layers.items():
+            own = mixture if stack == "moe_blocks" else None
+            make = lambda rngs, own=own: Block(variant, own, lora, dtype, rngs)  # noqa: E731
+            setattr(self, stack, functional.stacked(make, len(layers), rngs.params()))
         self.norm = _norm(width, rngs)
 
     def __call__(
-        self, images: jax.Array, taps: tuple[int, ...], rope_scale: jax.Array | float = 1.0
-    ) -> tuple[jax.Array, jax.Array]:
-        """Encodes a batch of images.
+        self,
+        images: jax.Array,
+        taps: tuple[int, ...],
+        *,
+        rope_scale: jax.Array | float = 1.0,
+        keep: jax.Array | None = None,
+        condition: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        train: bool = False,
+    ) -> Encoded:
+        """Encodes a batch of images; h = H / 16, w = W / 16.
 
         Args:
             images: float32 [B, H, W, 3], normalised; H and W are multiples of 16.
             taps: 0-based layers, rising, whose outputs are wanted.
-            rope_scale: factor on all patch coordinates (a training-time augmentation).
-
-        Returns:
-            tokens [B, 1 + 4 + h * w, D] after the final norm, and maps [len(taps), B, h, w, D],
-            each through the same norm, without CLS and registers; h = H / 16, w = W / 16.
+            rope_scale: factor on all patch coordinates, [] or [B] (a training-time augmentation).
+            keep: float32 [layers, 2, B], as `drop_path` draws it; None = keep all.
+            condition: float32 [B, D], each image's task embedding, for mixtures.
+            mask: bool [B, h * w], patches whose embedding the mask token stands for.
+            train: how mixtures serve their experts.
         """
         batch, height, width = images.shape[0], images.shape[1] // PATCH, images.shape[2] // PATCH
+        x = self.patch_embed(patches(images))
+        if mask is not None:
+            x = jnp.where(mask[..., None], self.mask_token[...].astype(x.dtype), x)
         prefix = jnp.concatenate([self.cls_token[...], self.register_tokens[...]])
         prefix = jnp.broadcast_to(prefix.astype(self.dtype), (batch, *prefix.shape))
-        x = jnp.concatenate([prefix, self.patch_embed(patches(images))], axis=1)
+        x = jnp.concatenate([prefix, x], axis=1)
 
         head_dim = self.variant.width // self.variant.heads
         rope = rotary(height, width, head_dim, rope_scale)
-        maps, done = [], 0
-        for tap in taps:
-            x = functional.scan(self.blocks, x, rope, start=done, stop=tap + 1)
-            done = tap + 1
-            maps.append(self.norm(x)[:, PREFIX:].reshape(batch, height, width, -1))
-        if done < self.variant.layers:
-            x = functional.scan(self.blocks, x, rope, start=done, stop=self.variant.layers)
-        return self.norm(x), jnp.stack(maps)
+        maps, routing = [], []
+        for first, stack, start, stop in self._runs(taps):
+            last = first + stop - start - 1
+            x, of_run = functional.scan(
+                getattr(self, stack),
+                x,
+                rope,
+                condition,
+                train,
+                each=None if keep is None else keep[first : last + 1],
+                start=start,
+                stop=stop,
+                remat=self.remat,
+            )
+            if of_run:
+                routing.append(of_run)
+            if last in taps:
+                maps.append(self.norm(x)[:, PREFIX:].reshape(batch, height, width, -1))
+        routing = jax.tree.map(lambda *parts: jnp.concatenate(parts), *routing) if routing else {}
+        return Encoded(self.norm(x), jnp.stack(maps), routing)
+
+    def _runs(self, taps: tuple[int, ...]) -> Iterator[tuple[int, str, int, int]]:
+        """(first layer, stack, start, stop in the stack): the layers in order, up to each tap."""
+        place = {
+            layer: (stack, i) for stack, of in self.layers.items() for i, layer in enumerate(of)
+        }
+        first = 0
+        for layer in range(self.variant.layers):
+            stack, i = place[layer]
+            following = place.get(layer + 1, ("", 0))[0]
+            if layer in taps or stack != following:
+                yield first, stack, i - (layer - first), i + 1
+                first = layer + 1
+
+
+def layers_of_stacks(variant: Variant, mixture: Mixture | None) -> dict[str, tuple[int, ...]]:
+    """The layers (0-based) that each stack of the encoder holds, in order."""
+    mixed = () if mixture is None else mixture.layers
+    plain = tuple(layer for layer in range(variant.layers) if layer not in mixed)
+    stacks = {"blocks": plain, "moe_blocks": tuple(mixed)}
+    return {name: layers for name, layers in stacks.items() if layers}
+
+
+def drop_path(key: jax.Array, rate: float, layers: int, images: int) -> jax.Array:
+    """Factors [layers, 2, images] that drop a branch of an image, or make up for those dropped.
+
+    Stochastic depth (arXiv 1603.09382), at one rate for all layers as DINOv3 trains.
+    """
+    kept = jax.random.bernoulli(key, 1 - rate, (layers, 2, images))
+    return kept / (1 - rate)
 
 
 def patches(images: jax.Array) -> jax.Array:
@@ -190,18 +316,20 @@ def patches(images: jax.Array) -> jax.Array:
 def rotary(
     height: int, width: int, head_dim: int, scale: jax.Array | float
 ) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines, float32 [5 + h * w, head_dim], of the rotary positions.
+    """Cosines and sines, float32 [..., 5 + h * w, head_dim], of the rotary positions.
 
     Patch centres are normalised to [-1, 1] on each axis by itself; half of the angles turn with
     the row and half with the column. Prefix tokens are not turned: cosine 1, sine 0.
+    The leading axes are those of `scale`, a factor on all coordinates.
     """
     rows = 2 * (jnp.arange(height) + 0.5) / height - 1
     columns = 2 * (jnp.arange(width) + 0.5) / width - 1
     centres = jnp.stack(jnp.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
     frequencies = ROPE_BASE ** (-4 * jnp.arange(head_dim // 4) / head_dim)
-    angles = 2 * jnp.pi * (centres * scale)[:, :, None] * frequencies
-    angles = jnp.tile(angles.reshape(height * width, -1), 2)
-    angles = jnp.pad(angles, ((PREFIX, 0), (0, 0)))
+    centres = jnp.asarray(scale, jnp.float32)[..., None, None] * centres
+    angles = 2 * jnp.pi * centres[..., None] * frequencies
+    angles = jnp.tile(angles.reshape(*centres.shape[:-1], -1), 2)
+    angles = jnp.pad(angles, [(0, 0)] * (angles.ndim - 2) + [(PREFIX, 0), (0, 0)])
     return jnp.cos(angles), jnp.sin(angles)
 
 
@@ -210,7 +338,7 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([-b, a], axis=-1)
     x32 = x.astype(jnp.float32)
-    return (x32 * cos[:, None] + turned * sin[:, None]).astype(x.dtype)
+    return (x32 * cos[..., None, :] + turned * sin[..., None, :]).astype(x.dtype)
 
 
 def _norm(width: int, rngs: nnx.Rngs) -> nnx.LayerNorm:

@@ -45,8 +45,43 @@ def stacked(make: Callable[[nnx.Rngs], nnx.Module], count: int, key: jax.Array) 
     return merge(structure(make), init_stacked(make, count, key))
 
 
-def scan(stack: nnx.Module, x: jax.Array, *args: Any, start: int, stop: int) -> jax.Array:
-    """Runs layers start..stop-1 of a stack one after the other: x = layer(x, *args)."""
+# What the backward pass finds saved of a layer, and does not compute again (jax.checkpoint).
+REMAT = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # weights' products
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def scan(
+    stack: nnx.Module,
+    x: jax.Array,
+    *args: Any,
+    each: Any = None,
+    start: int,
+    stop: int,
+    remat: str = "none",
+) -> tuple[jax.Array, Any]:
+    """Runs layers start..stop-1 of a stack one after the other: x, out = layer(x, each, *args).
+
+    Args:
+        stack: as `stacked` makes it.
+        x: what goes from layer to layer.
+        *args: the same for every layer.
+        each: a tree of arrays with a leading axis of stop - start, or None: a layer gets its own.
+        start: first layer, counted in the stack.
+        stop: after the last one.
+        remat: a name of REMAT.
+
+    Returns:
+        x after the last layer, and the layers' `out` on a leading axis.
+    """
     graphdef, params = split(stack)
     part = jax.tree.map(lambda array: array[start:stop], params)
-    return jax.lax.scan(lambda x, layer: (merge(graphdef, layer)(x, *args), None), x, part)[0]
+
+    def layer(x: jax.Array, own: tuple[Params, Any]) -> tuple[jax.Array, Any]:
+        return merge(graphdef, own[0])(x, own[1], *args)
+
+    if remat != "none":
+        layer = jax.checkpoint(layer, policy=REMAT[remat], prevent_cse=False)
+    return jax.lax.scan(layer, x, (part, each))

@@ -6,6 +6,8 @@ end turn a head's raw output into the outputs that losses and predictions read; 
 pixel / image size.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -33,58 +35,54 @@ class SegmentationDecoder(nnx.Module):
 
 
 class ClassificationDecoder(nnx.Module):
-    """Attention pooling over the patches of the last map: features [n, D].
+    """Attention pooling over the patches of the last map: features [n, features].
 
-    One learned query a head attends to all patches (as the pooling of SigLIP, arXiv 2303.15343).
+    One learned query a head of up to 64 channels attends to all patches (as the pooling of SigLIP,
+    arXiv 2303.15343).
     """
 
-    def __init__(self, width: int, heads: int, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.heads = heads
+    def __init__(self, width: int, features: int, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.heads = max(1, features // 64)
         self.query = nnx.Param(
-            nnx.initializers.truncated_normal(0.02)(rngs.params(), (heads, width // heads))
+            nnx.initializers.truncated_normal(0.02)(
+                rngs.params(), (self.heads, features // self.heads)
+            )
         )
-        self.key = nnx.Linear(width, width, use_bias=False, dtype=dtype, rngs=rngs)
-        self.value = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
-        self.norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=jnp.float32, rngs=rngs)
-        self.head_inputs = width
+        self.key = nnx.Linear(width, features, use_bias=False, dtype=dtype, rngs=rngs)
+        self.value = nnx.Linear(width, features, dtype=dtype, rngs=rngs)
+        self.norm = nnx.LayerNorm(features, epsilon=1e-5, dtype=jnp.float32, rngs=rngs)
+        self.head_inputs = features
 
     def __call__(self, taps: jax.Array) -> jax.Array:
-        """[4, n, h, w, D] to [n, D]."""
-        n, width = taps.shape[1], taps.shape[-1]
-        x = taps[-1].reshape(n, -1, width)
-        keys, values = (f(x).reshape(n, -1, self.heads, width // self.heads)
-                        for f in (self.key, self.value))  # fmt: skip
+        """[4, n, h, w, D] to [n, features]."""
+        x = taps[-1].reshape(taps.shape[1], -1, taps.shape[-1])
+        keys, values = (f(x).reshape(*x.shape[:2], self.heads, -1) for f in (self.key, self.value))
         logits = jnp.einsum("nphd,hd->nph", keys, self.query[...].astype(keys.dtype))
         weights = jax.nn.softmax(logits.astype(jnp.float32), axis=1).astype(values.dtype)
-        pooled = jnp.einsum("nph,nphd->nhd", weights, values).reshape(n, width)
+        pooled = jnp.einsum("nph,nphd->nhd", weights, values).reshape(x.shape[0], -1)
         return self.norm(pooled).astype(pooled.dtype)
 
 
-class DetectionDecoder(nnx.Module):
-    """DPT to an eighth of the image's size: features [n, 2h, 2w, features]."""
+class DenseDecoder(nnx.Module):
+    """DPT to `scale` cells a patch and side: features [n, scale h, scale w, features]."""
 
-    def __init__(self, width: int, features: int, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.dpt = DPT(width, features, 2, dtype, rngs)
+    def __init__(self, width: int, features: int, dtype: jnp.dtype, rngs: nnx.Rngs, *, scale: int):
+        self.dpt = DPT(width, features, scale, dtype, rngs)
         self.head_inputs = features
 
     def __call__(self, taps: jax.Array) -> jax.Array:
-        """[4, n, h, w, D] to [n, 2h, 2w, features]."""
+        """[4, n, h, w, D] to [n, scale h, scale w, features]."""
         return jax.nn.relu(self.dpt(taps))
 
 
-class RegressionDecoder(nnx.Module):
-    """DPT to a quarter of the image's size: features [n, 4h, 4w, features]."""
-
-    def __init__(self, width: int, features: int, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.dpt = DPT(width, features, 4, dtype, rngs)
-        self.head_inputs = features
-
-    def __call__(self, taps: jax.Array) -> jax.Array:
-        """[4, n, h, w, D] to [n, 4h, 4w, features]."""
-        return jax.nn.relu(self.dpt(taps))
-
-
-Decoder = SegmentationDecoder | ClassificationDecoder | DetectionDecoder | RegressionDecoder
+Decoder = SegmentationDecoder | ClassificationDecoder | DenseDecoder
+# Each made by (D, features, dtype, rngs).
+DECODERS: dict[str, Callable[..., Decoder]] = {
+    "classification": ClassificationDecoder,
+    "detection": functools.partial(DenseDecoder, scale=2),
+    "regression": functools.partial(DenseDecoder, scale=4),
+    "segmentation": SegmentationDecoder,
+}
 
 
 def segmentation(raw: jax.Array, real: jax.Array, image_size: tuple[int, int]) -> Outputs:

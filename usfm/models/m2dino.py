@@ -3,13 +3,14 @@
 The model is a set of pure functions over one nested dict of parameters:
 
     encoder            shared by all tasks
+    task_embedding     one row a task; what the routers of mixture-of-experts layers read of it
     decoders/TYPE      shared by the tasks of a type
     heads/TYPE         one row a task of that type, on a leading axis
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,28 +18,38 @@ import numpy as np
 from flax import nnx
 
 from usfm.models import heads
-from usfm.models.dinov3 import PATCH, VARIANTS, DINOv3, Variant
+from usfm.models.dinov3 import PATCH, VARIANTS, DINOv3, Variant, drop_path, layers_of_stacks
 from usfm.models.functional import Params, init, init_stacked, merge, structure
+from usfm.models.lora import NO_LORA, LoRA
+from usfm.models.moe import Mixture
 from usfm.tasks import TYPES, Task
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # hashable, for jit's static arguments
 class M2DINO:
     """The model of a set of tasks.
 
     Attributes:
         tasks: sorted by id; `task` arguments below index into them.
         variant: a name of dinov3.VARIANTS.
-        decoder_width: channels of the dense decoders.
+        decoder_width: channels of the decoder of each task type.
+        mixture: of the mixture-of-experts layers, or None.
+        lora: low-rank updates of the encoder.
         rope_rescale: in training, patch coordinates are multiplied by one log-uniform factor in
             [1 / rope_rescale, rope_rescale]; 1 turns that off.
+        drop_path: in training, the probability that a branch of a layer is left out of an image.
+        remat: what the encoder's backward pass computes again, a name of functional.REMAT.
         dtype: of activations and products; parameters, norms and outputs are float32.
     """
 
     tasks: tuple[Task, ...]
     variant: str
-    decoder_width: int
+    decoder_width: Mapping[str, int]
+    mixture: Mixture | None = None
+    lora: LoRA = NO_LORA
     rope_rescale: float = 2.0
+    drop_path: float = 0.0
+    remat: str = "none"
     dtype: str = "float32"
 
     @property
@@ -48,8 +59,11 @@ class M2DINO:
 
     def init(self, key: jax.Array) -> Params:
         """Fresh float32 parameters."""
-        encoder_key, *type_keys = jax.random.split(key, 1 + len(TYPES))
+        encoder_key, embedding_key, *type_keys = jax.random.split(key, 2 + len(TYPES))
         params: Params = {"encoder": init(self._make_encoder, encoder_key)}
+        if self.mixture is not None:
+            shape = (len(self.tasks), self._numbers.width)
+            params["task_embedding"] = jax.random.normal(embedding_key, shape)
         params["decoders"], params["heads"] = {}, {}
         for kind, type_key in zip(TYPES, type_keys, strict=True):
             if kind in self.types:
@@ -60,29 +74,93 @@ class M2DINO:
                 )
         return params
 
+    def with_encoder(self, params: Params, encoder: Params) -> Params:
+        """The parameters with a pretrained encoder in place of the fresh one.
+
+        Its layers are shared out among the stacks, and each expert starts as a copy of its layer's
+        feed-forward network (sparse upcycling, arXiv 2212.05055). Routers and low-rank updates
+        stay as they are.
+
+        Args:
+            params: as `init` makes them.
+            encoder: of the plain variant, NumPy arrays, as weights.read returns them.
+        """
+        fresh, given = params["encoder"], {k: v for k, v in encoder.items() if k != "blocks"}
+        for stack, layers in layers_of_stacks(self._numbers, self.mixture).items():
+            given[stack] = jax.tree.map(lambda a, of=list(layers): a[of], encoder["blocks"])
+            if self.mixture is not None and stack == "moe_blocks":
+                given[stack]["mlp"] = jax.tree.map(self._copies, given[stack]["mlp"])
+        return {**params, "encoder": _overlaid(fresh, given)}
+
+    def _copies(self, leaf: np.ndarray) -> np.ndarray:
+        """[L, ...] to [L, E, ...]."""
+        assert self.mixture is not None
+        return np.repeat(leaf[:, None], self.mixture.experts, axis=1)
+
+    @property
+    def layers(self) -> dict[str, tuple[int, ...]]:
+        """The layers (0-based) that each stacked part of the parameters holds, by its path."""
+        stacks = layers_of_stacks(self._numbers, self.mixture)
+        return {f"encoder/{stack}": layers for stack, layers in stacks.items()}
+
     def encode(
         self, params: Params, image: jax.Array, task: jax.Array, *, train: bool, key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Encodes the images of one slot.
 
         Args:
-            params: of which "encoder" is read.
+            params: of which "encoder" and "task_embedding" are read.
             image: float32 [n, H, W, 3], normalised.
             task: int32 [], what the slot asks.
             train: draws the training-time augmentations of the encoder from `key`.
             key: unused unless `train`.
 
         Returns:
-            maps [4, n, h, w, D] of the tapped layers, and auxiliary losses by name.
+            maps [4, n, h, w, D] of the tapped layers; and what the mixtures say of each image
+            (moe.MoE), every array [mixture layers, n, ...], {} where there are none.
         """
-        del task  # Read by the routers of mixture-of-experts layers.
-        scale = 1.0
-        if train and self.rope_rescale != 1:
-            limit = np.log(self.rope_rescale)
-            scale = jnp.exp(jax.random.uniform(key, minval=-limit, maxval=limit))
+        out = self.encode_slots(params, image[None], task[None], train=train, key=key[None])
+        return jax.tree.map(lambda leaf: leaf[0], out)
+
+    def encode_slots(
+        self, params: Params, image: jax.Array, task: jax.Array, *, train: bool, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The same for slots at once, as one batch: all arrays have a leading axis S.
+
+        Experts meet the tokens of all slots together, and so serve them evenly even where each
+        slot asks for few of them.
+        """
+        slots, n = image.shape[:2]
+        scale, keep, condition = 1.0, None, None
+        if train:
+            rope_key, drop_key = jnp.moveaxis(jax.vmap(jax.random.split)(key), 1, 0)
+            if self.rope_rescale != 1:
+                limit = np.log(self.rope_rescale)
+                scale = jnp.exp(
+                    jax.vmap(lambda k: jax.random.uniform(k, minval=-limit, maxval=limit))(rope_key)
+                )
+                scale = jnp.repeat(scale, n)
+            if self.drop_path:
+                rate, layers = self.drop_path, self._numbers.layers
+                keep = jax.vmap(lambda k: drop_path(k, rate, layers, n), out_axes=2)(drop_key)
+                keep = keep.reshape(layers, 2, slots * n)
+        if self.mixture is not None:
+            condition = jnp.repeat(params["task_embedding"][task], n, axis=0)
         encoder: DINOv3 = merge(self._encoder_structure, params["encoder"])
-        _, maps = encoder(image.astype(self.dtype), self._numbers.taps, scale)
-        return maps.astype(self.dtype), {}
+        _, maps, routing = encoder(
+            image.reshape(slots * n, *image.shape[2:]).astype(self.dtype),
+            self._numbers.taps,
+            rope_scale=scale,
+            keep=keep,
+            condition=condition,
+            train=train,
+        )
+
+        def by_slot(leaf: jax.Array) -> jax.Array:
+            """[layers, S * n, ...] to [S, layers, n, ...]."""
+            return jnp.moveaxis(leaf.reshape(leaf.shape[0], slots, n, *leaf.shape[2:]), 0, 1)
+
+        return by_slot(maps.astype(self.dtype)), jax.tree.map(by_slot, routing)
 
     def decode(self, params: Params, kind: str, maps: jax.Array, task: jax.Array) -> heads.Outputs:
         """Answers of one slot, as heads.py describes them for each type.
@@ -122,20 +200,19 @@ class M2DINO:
         return np.array([self._of_type(t.type).index(t) for t in self.tasks], np.int32)
 
     def _make_encoder(self, rngs: nnx.Rngs) -> DINOv3:
-        return DINOv3(self._numbers, jnp.dtype(self.dtype), rngs)
+        return DINOv3(
+            self._numbers,
+            jnp.dtype(self.dtype),
+            rngs,
+            mixture=self.mixture,
+            lora=self.lora,
+            remat=self.remat,
+        )
 
     def _make_decoder(self, kind: str) -> Callable[[nnx.Rngs], heads.Decoder]:
-        width, dtype = self._numbers.width, jnp.dtype(self.dtype)
-        match kind:
-            case "segmentation":
-                return lambda r: heads.SegmentationDecoder(width, self.decoder_width, dtype, r)
-            case "classification":
-                heads_ = self._numbers.heads
-                return lambda r: heads.ClassificationDecoder(width, heads_, dtype, r)
-            case "detection":
-                return lambda r: heads.DetectionDecoder(width, self.decoder_width, dtype, r)
-            case _:
-                return lambda r: heads.RegressionDecoder(width, self.decoder_width, dtype, r)
+        width, own = self._numbers.width, self.decoder_width[kind]
+        make = heads.DECODERS[kind]
+        return lambda rngs: make(width, own, jnp.dtype(self.dtype), rngs)
 
     def _make_head(self, kind: str) -> Callable[[nnx.Rngs], nnx.Module]:
         """One linear layer, padded to the widest task of the type."""
@@ -169,3 +246,17 @@ class M2DINO:
     @functools.cached_property
     def _head_structure(self) -> dict[str, nnx.GraphDef]:
         return {kind: structure(self._make_head(kind)) for kind in self.types}
+
+
+def _overlaid(below: Params, above: Params) -> Params:
+    """Nested dicts with the leaves of `above` where it has them, and those of `below` elsewhere."""
+    return {
+        key: (
+            value
+            if key not in above
+            else _overlaid(value, above[key])
+            if isinstance(value, dict)
+            else above[key]
+        )
+        for key, value in below.items()
+    }

@@ -17,7 +17,7 @@ Batch = Mapping[str, jax.Array]
 
 
 class Encode(Protocol):
-    """The encoder: maps and auxiliary losses of one slot."""
+    """The encoder: maps of one slot, and what its routers did."""
 
     def __call__(
         self, params: Params, image: jax.Array, task: jax.Array, *, train: bool, key: jax.Array
@@ -36,6 +36,10 @@ class Functions:
         loss: (type, outputs, labels, valid) -> (sum, count) of one slot.
         slots: number of slots of each type present, in the order of the batch's slots.
         tasks: T, the number of tasks.
+        encode_slots: encode of all slots in one call, every array with a leading axis S; without
+            it, `encode` is vmapped.
+        auxiliary: (what `encode` returns beside the maps, of all slots; valid [S, n]) -> a loss []
+            that is added to those of the tasks.
     """
 
     encode: Encode
@@ -45,6 +49,16 @@ class Functions:
     ]
     slots: Mapping[str, int]
     tasks: int
+    encode_slots: Encode | None = None
+    auxiliary: Callable[[Any, jax.Array], jax.Array] = lambda aux, valid: jnp.zeros(())
+
+    def encode_all(self, params: Params, batch: Batch, keys: jax.Array) -> tuple[jax.Array, Any]:
+        """Maps [S, taps, n, h, w, D] of all slots in training, and what the routers did."""
+        if self.encode_slots is not None:
+            return self.encode_slots(params, batch["image"], batch["task"], train=True, key=keys)
+        return jax.vmap(lambda i, t, k: self.encode(params, i, t, train=True, key=k))(
+            batch["image"], batch["task"], keys
+        )
 
     def of_type(self, tree: Any, kind: str) -> Any:
         """The part of a tree of [S, ...] arrays that belongs to the slots of one type."""
@@ -85,16 +99,20 @@ class SlotGradients:
 
     Attributes:
         sums, counts: float32 [S].
+        aux: what the encoder says beside its maps, every leaf [S, ...].
         encoder: every leaf [S, ...].
         decoders: by type, every leaf [S_type, ...].
         heads: by type, every leaf [S_type, T_type, ...], zero but in the row of the slot's task.
+        task_embedding: [S, T, D] likewise, {} where there is none.
     """
 
     sums: jax.Array
     counts: jax.Array
+    aux: Any
     encoder: Params
     decoders: dict[str, Params]
     heads: dict[str, Params]
+    task_embedding: Any
 
 
 def slot_gradients(
@@ -105,29 +123,35 @@ def slot_gradients(
     The encoder is one call vmapped over all slots, though each type has a decoder of its own: seen
     from inside that call, the decoders are one function with a vmap rule, which meets the maps of
     all slots at once and serves each type its share.
+
+    The auxiliary loss belongs to no task. A slot's share of its gradient is added to the slot's,
+    times the count of the slot's task, so that it is whole again once a task's gradient is divided
+    by its count.
     """
-    shared = {"encoder": params["encoder"]}
+    shared = {name: params[name] for name in ("encoder", "task_embedding") if name in params}
     answer = _heads_of_all_slots(functions, params, batch)
 
     def one_slot(slot: Batch, index: jax.Array, key: jax.Array) -> tuple[Any, Params]:
-        maps, pull_back = jax.vjp(
-            lambda p: functions.encode(p, slot["image"], slot["task"], train=True, key=key)[0],
-            shared,
+        out, pull_back = jax.vjp(
+            lambda p: functions.encode(p, slot["image"], slot["task"], train=True, key=key), shared
         )
-        cotangent, rest = answer(maps, index)
+        cotangent, rest = answer(out, index)
         return rest, pull_back(cotangent)[0]
 
     indices = jnp.arange(batch["task"].shape[0])
     keys = jax.random.split(key, indices.size)
-    rest, encoder = jax.vmap(one_slot, out_axes=(None, 0))(dict(batch), indices, keys)
-    sums, counts, decoders, heads = rest
-    return SlotGradients(sums, counts, encoder["encoder"], decoders, heads)
+    rest, own = jax.vmap(one_slot, out_axes=(None, 0))(dict(batch), indices, keys)
+    sums, counts, aux, decoders, heads = rest
+    return SlotGradients(
+        sums, counts, aux, own["encoder"], decoders, heads, own.get("task_embedding", {})
+    )
 
 
 def _heads_of_all_slots(functions: Functions, params: Params, batch: Batch) -> Callable[..., Any]:
-    """(maps of a slot, its index) -> (cotangent of its maps, all else that the heads know)."""
+    """(maps and aux of a slot, its index) -> (their cotangents, all else that the heads know)."""
 
-    def of_all(maps: jax.Array) -> tuple[jax.Array, Any]:
+    def of_all(out: tuple[jax.Array, Any]) -> tuple[tuple[jax.Array, Any], Any]:
+        maps, aux = out
         cotangents, sums, counts, decoders, heads = [], [], [], {}, {}
         for kind in functions.slots:
 
@@ -142,20 +166,26 @@ def _heads_of_all_slots(functions: Functions, params: Params, batch: Batch) -> C
             sums, counts, cotangents = [*sums, s], [*counts, c], [*cotangents, cotangent]
             decoders[kind], heads[kind] = g["decoders"][kind], g["heads"][kind]
         sums, counts, cotangent = map(jnp.concatenate, (sums, counts, cotangents))
-        return cotangent, (sums, counts, decoders, heads)
+
+        of_aux = jax.grad(functions.auxiliary)(aux, batch["valid"])
+        times = merge_slots(counts, batch["task"], functions.tasks)[batch["task"]]
+        of_aux = jax.tree.map(lambda a: a * times.reshape(-1, *[1] * (a.ndim - 1)), of_aux)
+        return (cotangent, of_aux), (sums, counts, aux, decoders, heads)
 
     @jax.custom_batching.custom_vmap
-    def answer(maps: jax.Array, index: jax.Array) -> tuple[jax.Array, Any]:
+    def answer(out: tuple[jax.Array, Any], index: jax.Array) -> tuple[Any, Any]:
         # Never run: only its shapes count. A slot by itself says the same as all of them do.
-        everything = jnp.broadcast_to(maps, (batch["task"].shape[0], *maps.shape))
-        cotangent, rest = of_all(everything)
-        return cotangent[index], rest
+        slots = batch["task"].shape[0]
+        everything = jax.tree.map(lambda a: jnp.broadcast_to(a, (slots, *a.shape)), out)
+        cotangents, rest = of_all(everything)
+        return jax.tree.map(lambda a: a[index], cotangents), rest
 
     @answer.def_vmap
-    def _(size: int, batched: Any, maps: jax.Array, index: jax.Array) -> tuple[Any, Any]:
+    def _(size: int, batched: Any, out: tuple[jax.Array, Any], index: jax.Array) -> tuple[Any, Any]:
         del size, batched, index
-        result = of_all(maps)
-        return result, (True, jax.tree.map(lambda _: False, result[1]))
+        cotangents, rest = of_all(out)
+        everywhere = jax.tree.map(lambda _: True, cotangents)
+        return (cotangents, rest), (everywhere, jax.tree.map(lambda _: False, rest))
 
     return answer
 
@@ -165,7 +195,8 @@ def gramian(gradients: SlotGradients, functions: Functions) -> jax.Array:
 
     A decoder is shared among the tasks of its type alone, and adds to their block only.
     """
-    result = _products(gradients.encoder)
+    slots = gradients.sums.shape[0]
+    result = jnp.zeros((slots, slots)) + _products(gradients.encoder)
     start = 0
     for kind, count in functions.slots.items():
         stop = start + count
@@ -174,8 +205,9 @@ def gramian(gradients: SlotGradients, functions: Functions) -> jax.Array:
     return result
 
 
-def _products(stack: Params) -> jax.Array:
+def _products(stack: Params) -> jax.Array | float:
+    """[S, S], summed over the leaves; 0 where none is trained."""
     # Accelerators would round the factors, and a conflict is a matter of sign.
-    leaves = (leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(stack))
+    leaves = [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(stack)]
     products = [jnp.matmul(leaf, leaf.T, precision="highest") for leaf in leaves]
-    return jnp.stack(products).sum(0)
+    return jnp.stack(products).sum(0) if products else 0.0

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Arrays = Mapping[str, jax.Array]
 Loss = Callable[[Arrays, Arrays, jax.Array], tuple[jax.Array, jax.Array]]
@@ -50,18 +51,42 @@ def segmentation(outputs: Arrays, labels: Arrays, valid: jax.Array) -> tuple[jax
 def classification(
     outputs: Arrays, labels: Arrays, valid: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Cross-entropy with label smoothing over the task's own classes, a value an image.
+    """Class-balanced cross-entropy with label smoothing over the task's own classes.
+
+    A value an image, which counts as much as its class_weight says.
 
     Args:
         outputs: logits [n, C], classes bool [C].
-        labels: label int32 [n].
+        labels: label int32 [n], and perhaps class_weight float32 [n] (`class_weights`).
         valid: bool [n].
     """
     real = outputs["classes"].astype(jnp.float32)
     truth = jax.nn.one_hot(labels["label"], real.size)
     truth = (1 - LABEL_SMOOTHING) * truth + LABEL_SMOOTHING * real / real.sum()
     log_probs = jnp.where(outputs["classes"], jax.nn.log_softmax(outputs["logits"]), 0)
-    return _sum_valid(-(truth * log_probs).sum(-1), valid)
+    values = -(truth * log_probs).sum(-1)
+    weight = jnp.where(valid, labels.get("class_weight", 1.0), 0.0)
+    return jnp.where(valid, weight * values, 0).sum(), weight.sum()
+
+
+def class_weights(counts: np.ndarray, beta: float) -> np.ndarray:
+    """Weights of classes by the effective number of their images (arXiv 1901.05555, eq. 4).
+
+    Args:
+        counts: [T, C], training images of each task's classes; 0 where there is no class.
+        beta: from 0, all images alike, towards 1, all classes alike: a class's images beyond
+            1 / (1 - beta) add nothing to its weight.
+
+    Returns:
+        float32 [T, C], whose mean over a task's training images is 1; 0 where there are none.
+    """
+    effective = (1 - beta ** counts.astype(float)) / (1 - beta)
+    weights = np.divide(1, effective, out=np.zeros(counts.shape), where=counts > 0)
+    total = (weights * counts).sum(1, keepdims=True)
+    scale = np.divide(
+        counts.sum(1, keepdims=True), total, out=np.zeros_like(total), where=total > 0
+    )
+    return (weights * scale).astype(np.float32)
 
 
 def detection(outputs: Arrays, labels: Arrays, valid: jax.Array) -> tuple[jax.Array, jax.Array]:

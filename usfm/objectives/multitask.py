@@ -1,5 +1,6 @@
 """The multi-task loss and its gradient: the one function that a training step calls."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -41,7 +42,37 @@ def choose_engine(engine: str, method: str, skip_nonfinite: bool) -> str:
     return ("stack" if apart else "plain") if engine == "auto" else engine
 
 
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a step learns of the tasks.
+
+    Attributes:
+        losses: float32 [T], NaN where the loss or gradient of a task is not finite and 0 where the
+            task is absent.
+        present: bool [T], the tasks that made the gradient.
+        grads: like params.
+        gramian: float32 [T, T], or None where the engine does not keep tasks apart.
+        state: of the method.
+        aux: what the encoder says beside its maps, every leaf [S, ...].
+    """
+
+    losses: jax.Array
+    present: jax.Array
+    grads: Params
+    gramian: jax.Array | None
+    state: Any
+    aux: Any
+
+
 def value_and_grad(
+    functions: Functions, params: Params, batch: Batch, state: Any, key: jax.Array, **options: Any
+) -> tuple[jax.Array, jax.Array, Params, jax.Array | None, Any]:
+    """(losses, present, grads, gramian, state) of `answer`."""
+    out = answer(functions, params, batch, state, key, **options)
+    return out.losses, out.present, out.grads, out.gramian, out.state
+
+
+def answer(
     functions: Functions,
     params: Params,
     batch: Batch,
@@ -51,32 +82,30 @@ def value_and_grad(
     method: str = "sum",
     engine: str = "plain",
     skip_nonfinite: bool = False,
-) -> tuple[jax.Array, jax.Array, Params, jax.Array | None, Any]:
+) -> Answer:
     """Losses of all tasks, and the gradient that a method makes of theirs.
 
     L_t = sum of values / sum of counts over all slots of task t in the global batch. Shared
     parameters (the encoder, and a type's decoder among its tasks) get sum_t w_t g_t with the
     method's weights, brought to one convention for all methods: the weights of the tasks present
-    sum to their number. Heads get the plain gradient of their own task.
+    sum to their number. Heads and task embeddings get the plain gradient of their own task. An
+    auxiliary loss counts once beside the tasks; where tasks are kept apart, each of them carries
+    its slots' share of it.
 
     Args:
         functions: the model's functions and the slots' layout.
-        params: keys encoder, decoders, heads.
+        params: keys encoder, decoders, heads, and task_embedding where there is one; None for
+            a leaf that is not trained.
         batch: a slot batch whose image is float32, normalised [S, n, H, W, 3].
         state: of the method; methods here have none and hand it back.
         key: randomness of this step.
         method: one of surgery.METHODS.
         engine: "plain" (one backward pass of the sum) or "stack" (slots' gradients kept apart).
         skip_nonfinite: leave tasks out whose loss or gradient is not finite (stack only).
-
-    Returns:
-        losses float32 [T], NaN where the loss or gradient of a task is not finite and 0 where the
-        task is absent; present bool [T], the tasks that made the gradient; the gradient, like
-        params; the Gramian float32 [T, T] (stack) or None (plain); the state.
     """
     if engine == "plain":
-        losses, present, grads = _plain(functions, params, batch, key)
-        return losses, present, grads, None, state
+        losses, present, grads, aux = _plain(functions, params, batch, key)
+        return Answer(losses, present, grads, None, state, aux)
 
     encode_key, method_key = jax.random.split(key)
     gradients = slot_gradients(functions, params, batch, encode_key)
@@ -118,24 +147,25 @@ def value_and_grad(
         own, mine, ok = functions.of_type((weights[task] * share, share, kept), kind)
         grads["decoders"][kind] = combine(own, ok, gradients.decoders[kind])
         grads["heads"][kind] = combine(mine, ok, gradients.heads[kind])
-    return losses, present, grads, products, state
+    if "task_embedding" in params:
+        grads["task_embedding"] = combine(share, kept, gradients.task_embedding)
+    return Answer(losses, present, grads, products, state, gradients.aux)
 
 
 def _plain(
     functions: Functions, params: Params, batch: Batch, key: jax.Array
-) -> tuple[jax.Array, jax.Array, Params]:
+) -> tuple[jax.Array, jax.Array, Params, Any]:
     """One ordinary backward pass of the sum of the tasks' losses."""
     task, tasks = batch["task"], functions.tasks
     keys = jax.random.split(jax.random.split(key)[0], task.shape[0])
 
-    def total(params: Params) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        maps = jax.vmap(
-            lambda image, task, key: functions.encode(params, image, task, train=True, key=key)[0]
-        )(batch["image"], task, keys)
+    def total(params: Params) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Any]]:
+        maps, aux = functions.encode_all(params, batch, keys)
         sums, counts = slot_losses(functions, params, maps, batch)
         counts = merge_slots(counts, task, tasks)
         losses = merge_slots(sums, task, tasks) / jnp.maximum(counts, 1)
-        return losses.sum(), (losses, counts > 0)
+        loss = losses.sum() + functions.auxiliary(aux, batch["valid"])
+        return loss, (losses, counts > 0, aux)
 
-    grads, (losses, present) = jax.grad(total, has_aux=True)(params)
-    return losses, present, grads
+    grads, (losses, present, aux) = jax.grad(total, has_aux=True)(params)
+    return losses, present, grads, aux

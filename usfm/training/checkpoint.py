@@ -96,12 +96,16 @@ class Checkpoints:
         args = ocp.args.PyTreeRestore(wanted, restore_args=args)
         return TrainState(**self._read(step, state=args)["state"])
 
-    def restore_params(self, step: int, abstract_params: Any) -> Any:
-        """The parameters of a step alone, placed as `abstract_params` says."""
-        wanted = {"params": abstract_params}
-        args = ocp.checkpoint_utils.construct_restore_args(wanted)
-        args = ocp.args.PyTreeRestore(wanted, restore_args=args, partial_restore=True)
-        return self._read(step, state=args)["state"]["params"]
+    def restore_parts(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
+        """Some fields of a step's state, or of their arrays, placed as `abstract` says.
+
+        Raises:
+            UserError: as `restore` does.
+        """
+        self._compare(step, abstract, partial=True)
+        args = ocp.checkpoint_utils.construct_restore_args(abstract)
+        args = ocp.args.PyTreeRestore(abstract, restore_args=args, partial_restore=True)
+        return self._read(step, state=args)["state"]
 
     def arrays(self, step: int) -> dict[str, np.ndarray]:
         """Every array of a step by its path, on the host, whatever mesh it was saved from."""
@@ -138,7 +142,7 @@ class Checkpoints:
                 "it to go on from the one before"
             ) from error
 
-    def _compare(self, step: int, wanted: Any) -> None:
+    def _compare(self, step: int, wanted: Any, *, partial: bool = False) -> None:
         """Compares first: orbax casts a dtype silently and words other differences badly."""
 
         def describe(tree: Any) -> dict[str, str]:
@@ -149,7 +153,7 @@ class Checkpoints:
         faults = [
             f"  {name}: {saved.get(name, 'absent')} in the checkpoint, "
             f"{asked.get(name, 'absent')} in this run"
-            for name in sorted(saved.keys() | asked.keys())
+            for name in sorted(asked if partial else saved.keys() | asked.keys())
             if saved.get(name) != asked.get(name)
         ]
         if faults:

@@ -54,8 +54,10 @@ class Log:
 
     A line of metrics.jsonl holds step, seconds (of this start of the run), loss/TASK (the mean
     over the steps in which the task was present), grad_norm, images_per_second, data_wait (share
-    of the time spent waiting for batches), compilations (of the process, up to this step) and,
-    where a task was left out of steps, left_out/TASK (their number). Means and numbers are of the
+    of the time spent waiting for batches), compilations (of the process, up to this step); where a
+    task was left out of steps, left_out/TASK (their number); and of mixtures of experts
+    routing/TASK (a list: the share of the task's choices by expert) and dropped (the share of
+    choices that found no expert with room). Means and numbers are of the
     steps since the line before.
     """
 
@@ -128,7 +130,7 @@ class Log:
         images_per_second = sum(step.images for step in window) / elapsed
         last = window[-1]
 
-        line: dict[str, float | int] = {"step": last.number, "seconds": round(now - self._began, 3)}
+        line: dict[str, Any] = {"step": last.number, "seconds": round(now - self._began, 3)}
         for task, total, count in zip(self._tasks, sums, counts, strict=True):
             if count:
                 line[f"loss/{task}"] = float(total / count)
@@ -136,6 +138,7 @@ class Log:
         line["images_per_second"] = round(images_per_second, 1)
         line["data_wait"] = round(sum(step.waited for step in window) / elapsed, 4)
         line["compilations"] = last.compilations
+        line |= self._routing(window)
         broken = {t: int(n) for t, n in zip(self._tasks, left_out, strict=True) if n}
         line |= {f"left_out/{task}": count for task, count in broken.items()}
         self._file.write(json.dumps(line) + "\n")
@@ -150,6 +153,21 @@ class Log:
         if broken:
             steps = ", ".join(f"{task} of {count}" for task, count in broken.items())
             self._say(f"not finite and left out in the last {len(window)} steps: {steps}")
+
+    def _routing(self, window: Sequence[_Step]) -> dict[str, Any]:
+        if "routing" not in window[0].metrics:
+            return {}
+        shares = np.array([step.metrics["routing"] for step in window])  # [steps, T, E]
+        seen = np.array([step.metrics["present"] for step in window])[..., None]
+        counts = seen.sum(0)
+        means = np.where(seen, shares, 0).sum(0) / np.maximum(counts, 1)
+        routing: dict[str, Any] = {
+            f"routing/{task}": [round(float(share), 4) for share in row]
+            for task, row, count in zip(self._tasks, means, counts, strict=True)
+            if count
+        }
+        dropped = np.mean([step.metrics["dropped"] for step in window])
+        return {**routing, "dropped": float(dropped)}
 
     def _say(self, text: str) -> None:
         self._bar.write(text, file=sys.stderr)  # above the bar, where there is one

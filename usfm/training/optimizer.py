@@ -1,11 +1,14 @@
-"""AdamW with a linear warm-up, a cosine to zero, and clipping by the global norm."""
+"""AdamW: a linear warm-up, a cosine to zero, clipping by the global norm, and rates by layer."""
 
+import re
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from usfm.training.names import Layers, by_layer, matches
 from usfm.training.sharding import path_name
 
 
@@ -20,16 +23,61 @@ def schedule(config: ConfigDict, steps: int) -> optax.Schedule:
     )
 
 
-def make(config: ConfigDict, steps: int) -> optax.GradientTransformation:
-    """The optimizer of a run of `steps` steps, from the config's `optimizer`."""
+def make(config: ConfigDict, steps: int, layers: Layers) -> optax.GradientTransformation:
+    """The optimizer of a run.
+
+    Args:
+        config: the run's `optimizer`.
+        steps: of the run.
+        layers: of the model's stacks.
+
+    Returns:
+        a transformation of gradients of the trainable parameters, None in place of the others.
+    """
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(schedule(config, steps), weight_decay=config.weight_decay, mask=decays),
+        optax.adamw(
+            schedule(config, steps), b2=config.b2, weight_decay=config.weight_decay, mask=decays
+        ),
+        # After the decay, which is thereby scaled too.
+        optax.stateless(lambda updates, _: _scale(updates, rates(updates, config, layers))),
     )
 
 
 def decays(params: Any) -> Any:
-    """Which parameters decay: the matrices, not biases, norms, scales or tokens."""
+    """Which parameters decay: the matrices, not biases, norms, scales, tokens or embeddings."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: path_name(path).endswith("/kernel"), params
+        lambda path, _: path_name(path).endswith(("/kernel", "/lora_a", "/lora_b")), params
     )
+
+
+def rates(params: Any, config: ConfigDict, layers: Layers) -> Any:
+    """The factor on the learning rate of every leaf, or float [L] where its layers differ.
+
+    Block i of L encoder blocks learns at layer_decay ** (L - i), what is before the first block
+    at layer_decay ** (L + 1), and the final norm at 1 (as in BEiT, arXiv 2106.08254). All that
+    is outside the encoder learns at head_learning_rate. What is frozen has rate 0.
+    """
+    depth = sum(map(len, layers.values()))
+    head = (config.head_learning_rate or config.learning_rate) / config.learning_rate
+
+    def rate(name: str) -> float:
+        if matches(config.freeze, name):
+            return 0.0
+        if not name.startswith("encoder/"):
+            return head
+        if block := re.match(r"encoder/block_(\d+)/", name):
+            return config.layer_decay ** (depth - int(block[1]))
+        return 1.0 if name.startswith("encoder/norm/") else config.layer_decay ** (depth + 1)
+
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: by_layer(path_name(path), layers, rate), params
+    )
+
+
+def _scale(updates: Any, rates: Any) -> Any:
+    def leaf(update: jax.Array, rate: float | np.ndarray) -> jax.Array:
+        rate = np.asarray(rate, update.dtype)
+        return update * rate.reshape(rate.shape + (1,) * (update.ndim - rate.ndim))
+
+    return jax.tree.map(leaf, updates, rates)

@@ -7,9 +7,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from usfm.models.m2dino import M2DINO
 from usfm.training import sharding
+from usfm.training.freeze import Params, frozen, merge, split
+from usfm.training.names import Layers
 
 
 @jax.tree_util.register_dataclass
@@ -20,25 +23,97 @@ class TrainState:
     Attributes:
         step: int32 [], the steps done. The data position and all randomness follow from it.
         params: the model's parameters, nested dicts.
-        opt_state: the optimizer's.
+        opt_state: the optimizer's, of the trainable parameters.
         multitask: of a multi-task method that remembers; {} for the others.
+        ema: moving averages of the trainable parameters, None in place of the frozen ones; {}
+            where config.train.ema is 0.
     """
 
     step: jax.Array
-    params: Any
+    params: Params
     opt_state: Any
     multitask: Any
+    ema: Params = dataclasses.field(default_factory=dict)
 
 
 def create(
-    model: M2DINO, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh
+    model: M2DINO, optimizer: optax.GradientTransformation, config: ConfigDict, mesh: Mesh
 ) -> tuple[TrainState, TrainState]:
-    """The initial state, placed on the mesh, and its shapes with their shardings."""
+    """The initial state of a run, placed on the mesh, and its shapes with their shardings."""
 
     def make() -> TrainState:
-        params = model.init(jax.random.key(seed))
-        state = TrainState(jnp.int32(0), params, optimizer.init(params), {})
+        params = model.init(jax.random.key(config.train.seed))
+        trainable, _ = split(params, frozen(params, config.optimizer.freeze, model.layers))
+        opt_state = optimizer.init(trainable)
+        ema = trainable if config.train.ema else {}
+        state = TrainState(jnp.int32(0), params, opt_state, multitask={}, ema=ema)
         # A weakly typed constant among them would be strong after a step: compiled twice.
         return jax.tree.map(lambda leaf: jnp.asarray(leaf, leaf.dtype), state)
 
     return sharding.build(make, mesh), sharding.abstract(make, mesh)
+
+
+def started_from(
+    state: TrainState,
+    abstract: TrainState,
+    encoder: Params,
+    model: M2DINO,
+    config: ConfigDict,
+) -> TrainState:
+    """The initial state of a run, but with a pretrained encoder (and averages that start there).
+
+    Args:
+        state: as `create` returns it.
+        abstract: likewise.
+        encoder: NumPy parameters of the plain encoder, as weights.read returns them.
+        model: of the run.
+        config: of the run.
+    """
+
+    def placed(params: Params, like: Params) -> Params:
+        return jax.tree.map(
+            lambda a, s: jax.device_put(a, s.sharding, may_alias=False), params, like
+        )
+
+    params = placed(model.with_encoder(state.params, encoder), abstract.params)
+    if not state.ema:
+        return dataclasses.replace(state, params=params)
+    trainable, _ = split(params, frozen(params, config.optimizer.freeze, model.layers))
+    return dataclasses.replace(state, params=params, ema=placed(trainable, abstract.ema))
+
+
+def averaged(ema: Params, trainable: Params, decay: float, step: jax.Array) -> Params:
+    """Moves the averages towards the parameters of one more step; {} stays {}.
+
+    Early on, the averages remember no more than a ninth of the steps so far.
+
+    Args:
+        ema: the averages.
+        trainable: the parameters after the step.
+        decay: the averages' share in the result, later on: they remember 1 / (1 - decay) steps.
+        step: int32 [], the steps done before.
+    """
+    if not ema:
+        return ema
+    new = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
+    # Not decay * old + new * value, which would round what does not change.
+    return jax.tree.map(lambda old, value: old + new * (value - old), ema, trainable)
+
+
+def evaluated_parts(params: Params, config: ConfigDict, layers: Layers) -> dict[str, Params]:
+    """What evaluation needs of a checkpoint, by the state's field; `evaluated_params` takes it.
+
+    Args:
+        params: of the model, or their shapes.
+        config: the run's.
+        layers: of the model's stacks.
+    """
+    if not config.train.ema:
+        return {"params": params}
+    trainable, rest = split(params, frozen(params, config.optimizer.freeze, layers))
+    return {"params": rest, "ema": trainable}
+
+
+def evaluated_params(params: Params, ema: Params | None = None) -> Params:
+    """The parameters that are evaluated: the moving averages, where there are any."""
+    return merge(ema, params) if ema else params

@@ -2,9 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -13,7 +15,9 @@ from usfm.models.m2dino import M2DINO
 from usfm.objectives import multitask
 from usfm.objectives.gramian import Functions
 from usfm.objectives.losses import LOSSES
-from usfm.training.state import TrainState
+from usfm.objectives.routing import RouterLoss, dropped, load_by_task
+from usfm.training.freeze import Params, frozen, hold, merge, split
+from usfm.training.state import TrainState, averaged
 
 Step = Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]
 
@@ -24,6 +28,7 @@ def make_step(
     optimizer: optax.GradientTransformation,
     config: ConfigDict,
     abstract_state: TrainState,
+    class_weights: np.ndarray | None = None,
 ) -> Step:
     """The compiled step of a run.
 
@@ -33,22 +38,21 @@ def make_step(
         optimizer: as given to state.create.
         config: the run's.
         abstract_state: shapes and shardings of the state.
+        class_weights: float32 [T, C], what an image of each class counts in its task's loss
+            (losses.class_weights); None = all alike.
 
     Returns:
         (state, uint8 batch) -> (new state, metrics): losses [T], present [T], grad_norm [] and
-        ok [], whether the update was made. An update that is not finite is never made: what
-        follows is then the loop's to decide. The old state's memory is reused.
+        ok [], whether the update was made; where there are mixtures of experts also routing
+        [T, E] and dropped [] (objectives/routing.py). An update that is not finite is never made:
+        what follows is then the loop's to decide. The old state's memory is reused.
     """
-    functions = Functions(
-        encode=model.encode,
-        decode=model.decode,
-        loss=lambda kind, outputs, labels, valid: LOSSES[kind](outputs, labels, valid),
-        slots=dict(slots),
-        tasks=len(model.tasks),
-    )
+    is_frozen = frozen(abstract_state.params, config.optimizer.freeze, model.layers)
     skip = config.train.on_nonfinite == "skip_task"
     method = config.multitask.method
     engine = multitask.choose_engine(config.multitask.engine, method, skip)
+    moe = config.model.moe
+    router_loss = RouterLoss(moe.balance_weight, moe.z_weight)
     strength, seed = config.data.augment, config.train.seed
     flip_ok = jnp.array([task.flip_ok for task in model.tasks])
 
@@ -59,9 +63,17 @@ def make_step(
         augment_key, task_key = jax.random.split(key)
         batch = augment(batch, augment_key, strength=strength, flip_ok=flip_ok)
         batch = {**batch, "image": normalise(batch["image"])}
-        losses, present, grads, _, memory = multitask.value_and_grad(
+        trainable, rest = split(state.params, is_frozen)
+        if class_weights is not None:
+            batch["class_weight"] = jnp.asarray(class_weights)[
+                batch["task"][:, None], batch["label"]
+            ]
+        functions = _functions(
+            model, slots, lambda params: merge(hold(params, is_frozen), rest), router_loss
+        )
+        out = multitask.answer(
             functions,
-            state.params,
+            trainable,
             batch,
             state.multitask,
             task_key,
@@ -69,15 +81,43 @@ def make_step(
             engine=engine,
             skip_nonfinite=skip,
         )
-        grad_norm = optax.tree.norm(grads)
+        grad_norm = optax.tree.norm(out.grads)
         # A task that was left out has a NaN loss and is not present; nothing of it is in grads.
-        ok = jnp.isfinite(grad_norm) & jnp.all(jnp.isfinite(losses) | ~present) & present.any()
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        new = TrainState(state.step, params, opt_state, memory)
+        ok = jnp.isfinite(grad_norm) & out.present.any()
+        ok &= jnp.all(jnp.isfinite(out.losses) | ~out.present)
+        updates, opt_state = optimizer.update(out.grads, state.opt_state, trainable)
+        trainable = optax.apply_updates(trainable, updates)
+        ema = averaged(state.ema, trainable, config.train.ema, state.step)
+        new = TrainState(state.step, merge(trainable, rest), opt_state, out.state, ema)
         new = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, state)
-        metrics = {"losses": losses, "present": present, "grad_norm": grad_norm, "ok": ok}
+        metrics = {"losses": out.losses, "present": out.present, "grad_norm": grad_norm, "ok": ok}
+        if out.aux:
+            valid = batch["valid"]
+            metrics["routing"] = load_by_task(out.aux, batch["task"], valid, len(model.tasks))
+            metrics["dropped"] = dropped(out.aux, valid)
         return dataclasses.replace(new, step=state.step + 1), metrics
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def _functions(
+    model: M2DINO,
+    slots: Mapping[str, int],
+    whole: Callable[[Params], Params],
+    router_loss: RouterLoss,
+) -> Functions:
+    """The model's functions of its trainable parameters, to which `whole` adds the frozen."""
+
+    def of_trainable(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda params, *args, **options: function(whole(params), *args, **options)
+
+    return Functions(
+        encode=of_trainable(model.encode),
+        decode=of_trainable(model.decode),
+        loss=lambda kind, outputs, labels, valid: LOSSES[kind](outputs, labels, valid),
+        slots=dict(slots),
+        tasks=len(model.tasks),
+        encode_slots=of_trainable(model.encode_slots),
+        auxiliary=router_loss,
+    )

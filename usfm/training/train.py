@@ -1,6 +1,7 @@
 """The training loop, from a config to the last checkpoint. Read it top to bottom."""
 
 import contextlib
+import dataclasses
 import pathlib
 import signal
 import statistics
@@ -18,16 +19,23 @@ from usfm.data.builder import open_store
 from usfm.data.folder import Folder
 from usfm.data.pipeline import iterate, slot_batches
 from usfm.data.slots import slots_per_type
-from usfm.data.source import cache_dir, say, training_rows
+from usfm.data.source import cache_dir, class_counts, say, training_rows
 from usfm.data.splits import Splits
 from usfm.errors import UserError
+from usfm.models import weights
+from usfm.models.dinov3 import VARIANTS
+from usfm.models.functional import Params
+from usfm.models.lora import LoRA
 from usfm.models.m2dino import M2DINO
+from usfm.models.moe import Mixture
+from usfm.objectives.losses import class_weights
 from usfm.tasks import Task
 from usfm.training import optimizer as optimizers
 from usfm.training import sharding
 from usfm.training.checkpoint import Checkpoints, tasks_from_meta, tasks_to_meta
+from usfm.training.freeze import frozen, trained
 from usfm.training.logs import Log, NonFiniteError
-from usfm.training.state import TrainState, create
+from usfm.training.state import TrainState, create, started_from
 from usfm.training.step import Step, make_step
 
 # What the process ends with when a signal stopped it after saving: run it again to go on
@@ -38,7 +46,51 @@ PROBE_STEPS = 10
 
 def make_model(config: ConfigDict, tasks: tuple[Task, ...]) -> M2DINO:
     """The model that a config describes, for these tasks."""
-    return M2DINO(tasks, **config.model)
+    model = config.model
+    return M2DINO(
+        tasks,
+        variant=model.variant,
+        decoder_width=dict(model.decoder_width),
+        mixture=_mixture(model) if model.moe.experts else None,
+        lora=LoRA(**model.lora),
+        rope_rescale=model.rope_rescale,
+        drop_path=model.drop_path,
+        remat=model.remat,
+        dtype=model.dtype,
+    )
+
+
+def pretrained(config: ConfigDict) -> Params | None:
+    """The encoder that model.init_from names, NumPy parameters; None where it is empty.
+
+    Raises:
+        UserError: it cannot be read, or is not of model.variant.
+    """
+    path = config.model.init_from
+    if not path:
+        return None
+    found, params = weights.read(path)
+    wanted = VARIANTS[config.model.variant]
+    # layer_scale is of fresh parameters only.
+    if dataclasses.replace(found, layer_scale=wanted.layer_scale) != wanted:
+        fits = [name for name, v in VARIANTS.items()
+                if dataclasses.replace(found, layer_scale=v.layer_scale) == v]  # fmt: skip
+        hint = f"set model.variant={fits[0]}" if fits else "no variant has its sizes"
+        raise UserError(
+            f"model.init_from={path} is not a {config.model.variant}: it has {found.layers} layers "
+            f"of width {found.width}, {found.heads} heads and MLPs of {found.mlp_width}; {hint}"
+        )
+    return params
+
+
+def _mixture(model: ConfigDict) -> Mixture:
+    layers = VARIANTS[model.variant].layers
+    return Mixture(
+        experts=model.moe.experts,
+        layers=tuple(model.moe.layers) or tuple(range(layers // 2, layers)),
+        top_k=model.moe.top_k,
+        capacity=model.moe.capacity,
+    )
 
 
 def train(config: ConfigDict, workdir: pathlib.Path, folder: Folder, splits: Splits) -> None:
@@ -65,10 +117,11 @@ def train(config: ConfigDict, workdir: pathlib.Path, folder: Folder, splits: Spl
         )
     size = (config.data.image_size, config.data.image_size)
     store = open_store(folder, size, config.data.channels, cache_dir(config))
+    rows = training_rows(folder, splits, config.data.fraction)
     batches = slot_batches(
         store,
         folder.tasks,
-        training_rows(folder, splits, config.data.fraction),
+        rows,
         slots=config.train.slots,
         examples_per_slot=config.train.examples_per_slot,
         seed=config.train.seed,
@@ -83,17 +136,25 @@ def train(config: ConfigDict, workdir: pathlib.Path, folder: Folder, splits: Spl
         newest = checkpoints.latest()
         if newest is not None:
             _check_tasks(tasks_from_meta(checkpoints.meta(newest)), folder)
+        encoder = pretrained(config) if newest is None else None
         config = _with_steps(config, workdir, model, slots, mesh, batches)
         steps = config.train.steps
-        optimizer = optimizers.make(config.optimizer, steps)
-        state, abstract = create(model, optimizer, config.train.seed, mesh)
-        step = make_step(model, slots, optimizer, config, abstract)
+        optimizer = optimizers.make(config.optimizer, steps, model.layers)
+        state, abstract = create(model, optimizer, config, mesh)
+        weights_of_classes = class_weights(class_counts(folder, rows), config.train.class_balance)
+        step = make_step(model, slots, optimizer, config, abstract, weights_of_classes)
         usfm_config.write(config, workdir / "config.json")
-        say(sharding.table(abstract.params, mesh))
+        params = abstract.params
+        say(sharding.table(params, mesh))
+        say(trained(params, frozen(params, config.optimizer.freeze, model.layers)))
         start = 0
         if newest is not None:
             state, start = checkpoints.restore(newest, abstract), newest
             say(f"going on from step {start} of {steps}")
+        elif encoder is not None:
+            state = started_from(state, abstract, encoder, model, config)
+            say(f"the encoder starts from {config.model.init_from}")
+        del encoder
 
         # ---- The loop ----
         meta = tasks_to_meta(folder.tasks)
@@ -155,8 +216,8 @@ def _with_steps(
         return config
     began = time.perf_counter()
     # The number of steps only shapes the learning rate, not the program.
-    optimizer = optimizers.make(config.optimizer, PROBE_STEPS)
-    state, abstract = create(model, optimizer, config.train.seed, mesh)
+    optimizer = optimizers.make(config.optimizer, PROBE_STEPS, model.layers)
+    state, abstract = create(model, optimizer, config, mesh)
     step = make_step(model, slots, optimizer, config, abstract)
     batch = batches[0]
     assert batch is not None  # grain allows for filters, and there is none

@@ -1,0 +1,244 @@
+"""benchmark model: the encoder's training step, beside the device's matrix products and a peer.
+
+On a CPU vits16 at 224, batch 8, float32; on an accelerator vitl16 at 256, bfloat16. Then what
+mixture-of-experts layers cost over the plain encoder, beside what their products would.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from tools.benchmarks.timing import Line, alternating, conditions, ratio
+from usfm.models import functional
+from usfm.models.dinov3 import PATCH, PREFIX, VARIANTS, DINOv3
+from usfm.models.moe import Mixture, capacity_of
+
+PEER = pathlib.Path(__file__).with_name("peer_transformers.py")
+# Dense float32 or bfloat16 peaks as published, FLOP/s without sparsity, by jax's device_kind.
+PEAKS = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12, "NVIDIA A100-SXM4-80GB": 312e12}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """An encoder and a batch of images to train it on."""
+
+    variant: str
+    image_size: int
+    batch: int
+    dtype: str
+    mixture: Mixture | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Of an image."""
+        return (self.image_size // PATCH) ** 2 + PREFIX
+
+    @property
+    def forward_flops(self) -> float:
+        """Of all matrix products of a forward pass; a backward pass has twice as many.
+
+        Top-k experts count at their capacity, the rows that they really multiply.
+        """
+        numbers = VARIANTS[self.variant]
+        rows, width = self.batch * self.tokens, numbers.width
+        mlp = (3 if numbers.gated else 2) * width * numbers.mlp_width
+        products = numbers.layers * rows * (4 * width**2 + 2 * self.tokens * width)
+        products += self.batch * (self.tokens - PREFIX) * 3 * PATCH**2 * width
+        mixture = self.mixture
+        mixed = 0 if mixture is None else len(mixture.layers)
+        products += (numbers.layers - mixed) * rows * mlp
+        if mixture is not None:
+            served = rows if not mixture.top_k else capacity_of(mixture, rows)
+            products += mixed * mixture.experts * (served * mlp + rows * width)
+        return 2.0 * products
+
+
+CPU = Case("vits16", 224, 8, "float32")
+ACCELERATOR = Case("vitl16", 256, 64, "bfloat16")
+
+
+def measure(peer: str | None = None) -> Iterator[Line]:
+    """Images a second and FLOP/s of training steps, beside a peer's and the ceiling's."""
+    on_cpu = jax.default_backend() == "cpu"
+    case = CPU if on_cpu else ACCELERATOR
+    layers = VARIANTS[case.variant].layers
+    half = tuple(range(layers // 2, layers))
+    mixtures = {
+        f"model/{case.variant}/moe_top2_of_8": Mixture(experts=8, layers=half, top_k=2),
+        f"model/{case.variant}/moe_dense_4": Mixture(experts=4, layers=half),
+    }
+    cases = {name: dataclasses.replace(case, mixture=of) for name, of in mixtures.items()}
+    plain, train = f"model/{case.variant}/gradient", f"model/{case.variant}/train"
+    runs: dict[str, Callable[[], Any]] = {
+        "model/ceiling": _product(case.dtype),
+        train: _trainer(case),
+        plain: _gradient(case),
+        **{name: _gradient(of) for name, of in cases.items()},
+    }
+    with contextlib.ExitStack() as stack:
+        about = None
+        if peer is not None:
+            about, runs[peer] = stack.enter_context(_peer(case))
+        seconds = alternating(runs)
+
+    ceiling = 2 * PRODUCT**3 / statistics.median(seconds["model/ceiling"])
+    stated = conditions() | {k: v for k, v in dataclasses.asdict(case).items() if k != "mixture"}
+    stated["glibc_tunables"] = os.environ.get("GLIBC_TUNABLES", "")
+    yield _line("model/ceiling", ceiling / 1e9, "GFLOP/s", conditions=stated)
+
+    flops = 3 * case.forward_flops
+    rate = flops / statistics.median(seconds[train])
+    shares = [2 * PRODUCT**3 / c / (flops / t)
+              for c, t in zip(seconds["model/ceiling"], seconds[train], strict=True)]  # fmt: skip
+    detail = {
+        "gflop_a_step": round(flops / 1e9, 1),
+        "gflop_s": round(rate / 1e9, 1),
+        "share_of_ceiling": round(1 / statistics.median(shares), 3),
+    }
+    if peak := PEAKS.get(jax.devices()[0].device_kind):
+        detail["mfu"] = round(rate / peak, 3)
+    yield _line(
+        train,
+        case.batch / statistics.median(seconds[train]),
+        "images/s",
+        peer=None if peer is None else f"{peer}: {about}",
+        ratio=None if peer is None else ratio(seconds[peer], seconds[train]),
+        conditions=stated | detail,
+    )
+    for name, of in cases.items():
+        times = ratio(seconds[name], seconds[plain])
+        of_flops = of.forward_flops / case.forward_flops
+        yield _line(
+            name,
+            times,
+            "times the plain gradient's time",
+            peer="ratio of FLOPs",
+            ratio=round(times / of_flops, 3),
+            conditions=stated | {"flop_ratio": round(of_flops, 3), **_routing(of)},
+        )
+
+
+def _line(name: str, value: float, unit: str, **rest: object) -> Line:
+    return {"name": name, "value": round(value, 3), "unit": unit, "peer": None, "ratio": None,
+            **rest}  # fmt: skip
+
+
+PRODUCT = 2048  # rows, columns and depth of the products that stand for the ceiling
+
+
+def _product(dtype: str) -> Callable[[], Any]:
+    matrix = jax.random.normal(jax.random.key(0), (PRODUCT, PRODUCT), dtype)
+    product = jax.jit(lambda a: a @ a)
+    return lambda: product(matrix)
+
+
+def _pieces(case: Case) -> tuple[Any, Callable[..., Any], tuple[jax.Array, jax.Array | None]]:
+    """Parameters, (params, images, condition) -> (loss, routing), and random inputs."""
+
+    def make(rngs: Any) -> DINOv3:
+        return DINOv3(VARIANTS[case.variant], jnp.dtype(case.dtype), rngs, mixture=case.mixture)
+
+    structure = functional.structure(make)
+    taps = (VARIANTS[case.variant].layers - 1,)
+
+    def loss(params: Any, images: jax.Array, condition: jax.Array | None) -> Any:
+        out = functional.merge(structure, params)(
+            images.astype(case.dtype), taps, condition=condition, train=True
+        )
+        routing = {name: out.routing[name] for name in ("load", "dropped") if out.routing}
+        return jnp.square(out.tokens.astype(jnp.float32)).mean(), routing
+
+    params = jax.jit(lambda key: functional.init(make, key))(jax.random.key(0))
+    shape = (case.batch, case.image_size, case.image_size, 3)
+    images = jax.random.normal(jax.random.key(1), shape)
+    condition = None
+    if case.mixture is not None:
+        condition = jax.random.normal(jax.random.key(2), (case.batch, VARIANTS[case.variant].width))
+    return params, loss, (images, condition)
+
+
+def _gradient(case: Case) -> Callable[[], Any]:
+    """The loss and its gradient, without an optimizer."""
+    params, loss, inputs = _pieces(case)
+    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    return lambda: gradient(params, *inputs)
+
+
+def _trainer(case: Case) -> Callable[[], Any]:
+    """A whole training step with AdamW, which uses its state's memory again."""
+    params, loss, inputs = _pieces(case)
+    optimizer = optax.adamw(1e-4)
+    state = params, jax.jit(optimizer.init)(params)
+
+    def step(state: Any, inputs: Any) -> Any:
+        params, moments = state
+        gradient = jax.grad(lambda p: loss(p, *inputs)[0])(params)
+        updates, moments = optimizer.update(gradient, moments, params)
+        return optax.apply_updates(params, updates), moments
+
+    compiled = jax.jit(step, donate_argnums=0)
+
+    def run() -> Any:
+        nonlocal state
+        state = compiled(state, inputs)
+        return state
+
+    return run
+
+
+def _routing(case: Case) -> Line:
+    """What the timed mixture dropped, and its most and least loaded expert's share."""
+    (_, routing), _ = _gradient(case)()
+    load = routing["load"].mean((0, 1))
+    return {
+        "experts": case.mixture.experts if case.mixture else 0,
+        "dropped": float(routing["dropped"].mean()),
+        "largest_load": round(float(load.max()), 3),
+        "smallest_load": round(float(load.min()), 3),
+    }
+
+
+@contextlib.contextmanager
+def _peer(case: Case) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """What the peer is, and a function that has it make one step."""
+    python = os.environ.get("PEER_PY")
+    if not python:
+        raise SystemExit("benchmark: --peer needs PEER_PY, a Python with torch and transformers")
+    numbers = VARIANTS[case.variant]
+    settings = {
+        "hidden_size": numbers.width,
+        "num_hidden_layers": numbers.layers,
+        "num_attention_heads": numbers.heads,
+        "intermediate_size": numbers.mlp_width,
+        "image_size": case.image_size,
+        "batch": case.batch,
+    }
+    with subprocess.Popen(
+        [python, str(PEER), json.dumps(settings)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        about = process.stdout.readline().strip()
+        if not about:
+            raise SystemExit("benchmark: the peer ended before its first step; see above")
+
+        def run() -> None:
+            print(file=process.stdin, flush=True)
+            if not process.stdout.readline():
+                raise SystemExit("benchmark: the peer ended; see above")
+
+        yield about, run
+        process.stdin.close()
