@@ -1,6 +1,6 @@
-import dataclasses
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +17,11 @@ BINARY = Task("benign", "classification", num_classes=2)
 MULTI = Task("plane", "classification", num_classes=4)
 BOX = Task("nodule", "detection", num_classes=1)
 POINTS = Task("femur", "regression", num_points=3)
+
+
+def answer_of(form: str, value: np.ndarray) -> Answer:
+    fields: dict[str, Any] = {form: value}
+    return Answer(**fields)
 
 
 def brute_hausdorff(a, b):
@@ -164,15 +169,10 @@ def test_mre_is_over_the_points_present():
 def test_predictions_that_are_not_finite_give_null_with_a_reason(task):
     form = {"classification": "probs", "detection": "box", "regression": "points"}[task.type]
     shape = {"probs": (4,), "box": (4,), "points": (3, 2)}[form]
-    true = dataclasses.replace(
-        Answer(), **{form: np.eye(4, dtype=np.float32)[0] if form == "probs" else np.zeros(shape)}
-    )
+    true = answer_of(form, np.eye(4, dtype=np.float32)[0] if form == "probs" else np.zeros(shape))
     good, bad = np.full(shape, 0.25), np.full(shape, 0.25)
     bad.flat[1] = np.nan
-    scored = [
-        score_row(task, (5, 5), dataclasses.replace(Answer(), **{form: p}), true)
-        for p in (good, bad)
-    ]
+    scored = [score_row(task, (5, 5), answer_of(form, p), true) for p in (good, bad)]
     result = summarise(task, scored)
     names = metrics.METRICS[task.type]
     assert [result[name] for name in names] == [None] * len(names)

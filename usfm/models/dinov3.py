@@ -153,7 +153,7 @@ class Block(nnx.Module):
             keep: float32 [2, B], factors on the two branches of each image (drop path), or None.
             rope: as `rotary` makes it.
             condition: [B, D], each image's task embedding; read by mixtures alone.
-            train: how a mixture serves its experts.
+            train: whether the top-k experts of a mixture have a capacity (moe.MoE).
 
         Returns:
             [B, N, D], and the mixture's routing (moe.MoE), {} where there is none.
@@ -242,7 +242,7 @@ class DINOv3(nnx.Module):
             keep: float32 [layers, 2, B], as `drop_path` draws it; None = keep all.
             condition: float32 [B, D], each image's task embedding, for mixtures.
             mask: bool [B, h * w], patches whose embedding the mask token stands for.
-            train: how mixtures serve their experts.
+            train: whether the top-k experts of mixtures have a capacity (moe.MoE).
         """
         batch, height, width = images.shape[0], images.shape[1] // PATCH, images.shape[2] // PATCH
         x = self.patch_embed(patches(images))

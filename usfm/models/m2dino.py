@@ -119,7 +119,9 @@ class M2DINO:
             maps [4, n, h, w, D] of the tapped layers; and what the mixtures say of each image
             (moe.MoE), every array [mixture layers, n, ...], {} where there are none.
         """
-        out = self.encode_slots(params, image[None], task[None], train=train, key=key[None])
+        out = self._encode(
+            params, image[None], task[None], train=train, key=key[None], capacity=False
+        )
         return jax.tree.map(lambda leaf: leaf[0], out)
 
     def encode_slots(
@@ -127,9 +129,22 @@ class M2DINO:
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The same for slots at once, as one batch: all arrays have a leading axis S.
 
-        Experts meet the tokens of all slots together, and so serve them evenly even where each
-        slot asks for few of them.
+        In training the top-k experts of a mixture have a capacity, for the tokens of all slots
+        together: the tokens of one slot ask for the same few experts, those of all slots for all.
+        A slot by itself is served without one, at the price of all experts.
         """
+        return self._encode(params, image, task, train=train, key=key, capacity=train)
+
+    def _encode(
+        self,
+        params: Params,
+        image: jax.Array,
+        task: jax.Array,
+        *,
+        train: bool,
+        key: jax.Array,
+        capacity: bool,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         slots, n = image.shape[:2]
         scale, keep, condition = 1.0, None, None
         if train:
@@ -153,7 +168,7 @@ class M2DINO:
             rope_scale=scale,
             keep=keep,
             condition=condition,
-            train=train,
+            train=capacity,
         )
 
         def by_slot(leaf: jax.Array) -> jax.Array:
