@@ -47,6 +47,20 @@ def test_debug_makes_any_config_small():
         ("data.augment", -0.1, r"data\.augment=-0\.1 is outside \[0, 1\]"),
         ("model.variant", "vitx", r"model\.variant='vitx' is not one of .*vits16"),
         ("model.dtype", "float16", r"model\.dtype='float16' is not one of float32, bfloat16"),
+        ("model.remat", "some", r"model\.remat='some' is not one of none, dots, full"),
+        ("model.drop_path", 1.0, r"model\.drop_path=1\.0 is outside"),
+        ("model.rope_rescale", 0.5, r"model\.rope_rescale=0\.5 is outside"),
+        ("model.lora.rank", -1, r"model\.lora\.rank=-1 is outside"),
+        ("model.moe.experts", -1, r"model\.moe\.experts=-1 is outside"),
+        (
+            "model.moe.layers",
+            (3, 4),
+            r"model\.moe\.layers=\(3, 4\): give rising numbers from 0 to 3",
+        ),
+        ("model.moe.layers", (2, 1), r"model\.moe\.layers=\(2, 1\): give rising numbers"),
+        ("model.decoder_width.detection", 100, r"decoder_width\.detection=100: .* multiple of 64"),
+        ("model.decoder_width.detection", 0, r"decoder_width\.detection=0: give up to 64"),
+        ("train.class_balance", 1.0, r"train\.class_balance=1\.0 is outside"),
         ("train.steps", 0, r"train\.steps=0 is outside \[1, inf\]"),
         ("train.seconds", -5.0, r"train\.seconds=-5\.0 is outside \[0, inf\]"),
         ("train.slots", 0, r"train\.slots=0 is outside"),
@@ -66,6 +80,11 @@ def test_a_value_that_cannot_be_is_refused_by_its_field(field, value, message):
     with pytest.raises(UserError, match=message) as caught:
         usfm_config.check(make(**{field: value}))
     assert "\n" not in str(caught.value)
+
+
+def test_a_choice_of_more_experts_than_there_are_is_refused():
+    with pytest.raises(UserError, match=r"model\.moe\.top_k=3: give 0 \(all experts\) to 2"):
+        usfm_config.check(make(**{"model.moe.experts": 2, "model.moe.top_k": 3}))
 
 
 def test_an_engine_that_cannot_serve_the_method_is_refused():

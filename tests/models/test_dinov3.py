@@ -1,9 +1,12 @@
 """DINOv3 against Hugging Face's implementation, its sizes, and its parts by themselves."""
 
+import dataclasses
 import json
 import math
+import os
 import pathlib
 import runpy
+import subprocess
 import tempfile
 
 import jax
@@ -87,6 +90,46 @@ def test_outputs_maps_and_gradients_are_those_of_transformers(name):
     }
     expected["embeddings.mask_token"] = np.zeros((1, 1, variant.width))  # not used here
     assert_within(1e-5, gradients, from_huggingface(expected))
+
+
+LIVE = """
+import runpy, sys
+import numpy as np
+make = runpy.run_path(sys.argv[1])
+case = eval(sys.argv[2])
+named = make["weights"](case)
+np.savez(sys.argv[4], **make["reference"](case, named, make["images"](eval(sys.argv[3]))))
+"""
+
+
+@pytest.mark.parametrize("size", [(224, 224), (192, 256)])
+def test_a_whole_vits16_is_that_of_transformers_live(tmp_path, size):
+    python = os.environ.get("PEER_PY")
+    if not python:
+        pytest.skip("PEER_PY does not name a python that has torch and transformers")
+    variant = dinov3.VARIANTS["vits16"]
+    case = {k: v for k, v in dataclasses.asdict(variant).items() if k != "layer_scale"}
+    shape, file = (2, *size, 3), tmp_path / "reference.npz"
+    command = [python, "-c", LIVE, str(SCRIPT), repr(case), repr(shape), str(file)]
+    subprocess.run(command, check=True)
+    theirs = dict(np.load(file))
+    _, run = encoder(variant)
+    images, taps = MAKE["images"](shape), tuple(range(variant.layers))
+
+    @jax.jit
+    def answer(params):
+        outputs, pull_back = jax.vjp(lambda p: run(p, images, taps=taps), params)
+        ones = tuple(jnp.asarray(MAKE["coefficients"](out.shape)) for out in outputs)
+        return outputs, pull_back(ones)[0]
+
+    outputs, gradients = answer(from_huggingface(MAKE["weights"](case)))
+    assert_within(1e-4, outputs, (theirs["tokens"], theirs["maps"]))
+    expected = {k.removeprefix("grad/"): v for k, v in theirs.items() if k.startswith("grad/")}
+    expected["embeddings.mask_token"] = np.zeros((1, 1, variant.width))  # not used here
+    expected = from_huggingface(expected)
+    # Gradients are sums over hundreds of tokens, of up to this size.
+    largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
+    assert_within(1e-5 * max(largest, 10), gradients, expected)
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,6 @@ def test_a_fresh_mixture_is_of_equal_experts_without_bias():
     )
     assert set(params) == {"gate", "up", "down", "router"}
     assert params["router"]["kernel"].shape == (2 * WIDTH, EXPERTS)
-    assert 0.01 < params["router"]["kernel"].std() < 0.03
     for name in ("gate", "up", "down"):
         kernel = params[name]["kernel"]
         assert kernel.shape == (EXPERTS, *sorted((WIDTH, MLP_WIDTH), reverse=name == "down"))
@@ -155,9 +154,9 @@ def test_an_upcycled_mixture_answers_as_the_plain_network(gated, top_k, train):
     shapes = jax.eval_shape(lambda: functional.init_stacked(make, 3, jax.random.key(0)))
     plain = noise(shapes)
     like, run = build(make_mixture(top_k, capacity=1.25), gated)
-    params = upcycle(plain, EXPERTS, jax.random.key(1))
+    router = {"kernel": noise(jax.ShapeDtypeStruct((3, 2 * WIDTH, EXPERTS), jnp.float32))}
+    params = {**upcycle(jax.device_get(plain), EXPERTS), "router": router}
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda a: (3, *a.shape), like)
-    assert 0.01 < params["router"]["kernel"].std() < 0.03
     x, condition, _ = make_inputs()
     for layer in (0, 2):
         of_plain, of_mixture = jax.tree.map(lambda a, i=layer: a[i], (plain, params))

@@ -139,3 +139,20 @@ def test_lines_after_the_step_that_is_gone_on_from_are_dropped(tmp_path):
             log.add(step, metrics([1, 1]), images=8, waited=0.0)
         log.flush()
     assert [line["step"] for line in lines_of(path)] == [1, 4, 5, 8]
+
+
+def test_routing_is_a_mean_over_the_steps_with_the_task(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    shares = [[[1, 0], [0.5, 0.5]], [[0.5, 0.5], [0, 0]], [[0, 1], [0, 0]]]
+    present = [(True, True), (True, False), (True, False)]
+    with make(path, steps=3, every=10) as log:
+        for step, (of_step, there) in enumerate(zip(shares, present, strict=True), 1):
+            given = metrics([1, 1], there)
+            given |= {"routing": np.array(of_step), "dropped": np.float32(step / 10)}
+            log.add(step, given, images=8, waited=0.0)
+        log.flush()
+    first, last = lines_of(path)
+    assert first["routing/second"] == [0.5, 0.5]
+    assert last["routing/first"] == [0.25, 0.75]
+    assert "routing/second" not in last  # absent from both steps of the line
+    assert last["dropped"] == pytest.approx(0.25)

@@ -12,7 +12,9 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from usfm import config as usfm_config
+from usfm.models.lora import LoRA
 from usfm.models.m2dino import M2DINO
+from usfm.models.moe import Mixture
 from usfm.tasks import TYPES, Task
 from usfm.training import optimizer as optimizers
 from usfm.training import sharding
@@ -118,6 +120,26 @@ def test_eight_devices_learn_what_one_learns(one_device, data, fsdp):
         np.testing.assert_allclose(
             run.after[name], theirs, rtol=0, atol=0.02 * LEARNING_RATE, err_msg=name
         )
+
+
+def test_experts_are_spread_over_their_axis_and_fsdp():
+    model = dataclasses.replace(MODEL, mixture=Mixture(experts=4, layers=(2, 3)), lora=LoRA(rank=3))
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "expert": 2})
+    placed = named(sharding.abstract(lambda: model.init(jax.random.key(0)), mesh))
+    shards = {name: leaf.sharding.shard_shape(leaf.shape) for name, leaf in placed.items()}
+    mlp = "encoder/moe_blocks/mlp"
+    assert shards[f"{mlp}/up/kernel"] == (2, 2, 96, 768)
+    assert shards[f"{mlp}/down/kernel"] == (2, 2, 384, 192)
+    assert shards[f"{mlp}/down/bias"] == (2, 2, 192)
+    assert shards[f"{mlp}/up/lora_a"] == (2, 2, 96, 3)
+    assert shards[f"{mlp}/up/lora_b"] == (2, 2, 3, 384)
+    assert shards[UP] == (2, 192, 384)  # the default, for the plain layers
+
+
+def test_an_axis_that_does_not_divide_a_dimension_is_left_out():
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "expert": 8})
+    spec = sharding.spec_of("encoder/moe_blocks/mlp/up/kernel", (2, 6, 192, 768), mesh)
+    assert spec == P(None, None, "fsdp")
 
 
 def test_three_steps_move_every_parameter_that_is_used(one_device):

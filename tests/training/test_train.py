@@ -1,3 +1,4 @@
+import functools
 import json
 import signal
 from typing import Any
@@ -14,6 +15,9 @@ from usfm.data.folder import read_folder
 from usfm.data.pipeline import slot_batches
 from usfm.data.source import open_splits, training_rows
 from usfm.errors import UserError
+from usfm.models import weights
+from usfm.models.dinov3 import VARIANTS, DINOv3, Variant
+from usfm.models.functional import init
 from usfm.objectives import losses
 from usfm.tasks import Task
 from usfm.training import sharding
@@ -176,3 +180,46 @@ def test_ctrl_c_stops_after_saving_and_when_pressed_again_at_once(
         assert checkpoints.steps() == [5]
     assert "SIGINT: step 5 is saved; run the same command again" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_what_routers_do_is_logged(make_config, tmp_path):
+    start(make_config(**{"model.moe.experts": 3, "train.steps": 2}), tmp_path)
+    for line in lines_of(tmp_path):
+        for task in ("breast_2cls", "lung_2cls"):
+            assert len(line[f"routing/{task}"]) == 3
+            assert sum(line[f"routing/{task}"]) == pytest.approx(1, abs=2e-3)  # rounded
+        assert line["dropped"] == 0
+
+
+def encoder_of(workdir, step: int, part: str) -> dict[str, np.ndarray]:
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        arrays = checkpoints.arrays(step)
+    prefix = f"{part}/encoder/"
+    return {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
+
+
+def test_a_run_starts_from_the_encoder_it_is_given(make_config, tmp_path):
+    tiny = VARIANTS["tiny"]
+    make = functools.partial(DINOv3, tiny, jnp.dtype("float32"))
+    encoder = jax.device_get(jax.jit(lambda key: init(make, key))(jax.random.key(5)))
+    path = weights.export(encoder, tiny, tmp_path / "given")
+    still = {"train.steps": 1, "optimizer.learning_rate": 1e-12, "model.moe.experts": 2}
+    start(make_config(**still, **{"model.init_from": str(path)}), tmp_path / "run")
+    up = encoder["blocks"]["mlp"]["up"]["kernel"]
+    for part in ("params", "ema"):
+        found = encoder_of(tmp_path / "run", 1, part)
+        # A step of 1e-12 moves nothing that float32 would show.
+        np.testing.assert_allclose(found["blocks/mlp/up/kernel"], up[:2], atol=1e-9)
+        for expert in (0, 1):
+            experts = found["moe_blocks/mlp/up/kernel"]
+            np.testing.assert_allclose(experts[:, expert], up[2:], atol=1e-9)
+
+
+def test_an_encoder_of_other_sizes_is_refused_with_the_variant_it_is(make_config, tmp_path):
+    small = Variant(128, 2, 2, 64)
+    make = functools.partial(DINOv3, small, jnp.dtype("float32"))
+    encoder = jax.device_get(jax.jit(lambda key: init(make, key))(jax.random.key(5)))
+    path = weights.export(encoder, small, tmp_path / "given")
+    config = make_config(**{"model.init_from": str(path)})
+    with pytest.raises(UserError, match=r"is not a tiny: it has 2 layers of width 128.*no variant"):
+        start(config, tmp_path / "run")

@@ -21,7 +21,7 @@ from usfm.models import heads
 from usfm.models.dinov3 import PATCH, VARIANTS, DINOv3, Variant, drop_path, layers_of_stacks
 from usfm.models.functional import Params, init, init_stacked, merge, structure
 from usfm.models.lora import NO_LORA, LoRA
-from usfm.models.moe import Mixture
+from usfm.models.moe import Mixture, upcycle
 from usfm.tasks import TYPES, Task
 
 
@@ -78,7 +78,7 @@ class M2DINO:
         """The parameters with a pretrained encoder in place of the fresh one.
 
         Its layers are shared out among the stacks, and each expert starts as a copy of its layer's
-        feed-forward network (sparse upcycling, arXiv 2212.05055). Routers and low-rank updates
+        feed-forward network. Routers and low-rank updates
         stay as they are.
 
         Args:
@@ -89,13 +89,8 @@ class M2DINO:
         for stack, layers in layers_of_stacks(self._numbers, self.mixture).items():
             given[stack] = jax.tree.map(lambda a, of=list(layers): a[of], encoder["blocks"])
             if self.mixture is not None and stack == "moe_blocks":
-                given[stack]["mlp"] = jax.tree.map(self._copies, given[stack]["mlp"])
+                given[stack]["mlp"] = upcycle(given[stack]["mlp"], self.mixture.experts)
         return {**params, "encoder": _overlaid(fresh, given)}
-
-    def _copies(self, leaf: np.ndarray) -> np.ndarray:
-        """[L, ...] to [L, E, ...]."""
-        assert self.mixture is not None
-        return np.repeat(leaf[:, None], self.mixture.experts, axis=1)
 
     @property
     def layers(self) -> dict[str, tuple[int, ...]]:

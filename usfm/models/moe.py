@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
@@ -190,20 +191,17 @@ class MoE(nnx.Module):
         return _combine(y.reshape(experts * capacity, -1), order), served
 
 
-def upcycle(mlp: Params, experts: int, key: jax.Array) -> Params:
-    """A mixture's parameters from those of a plain network: equal copies and a fresh router.
+def upcycle(mlp: Params, experts: int) -> Params:
+    """The experts of mixtures from plain networks: equal copies (arXiv 2212.05055).
 
     Args:
-        mlp: of L layers, {[gate,] up, down}, each {kernel [L, I, O], bias [L, O]}.
+        mlp: NumPy arrays of L layers, {[gate,] up, down}, each {kernel [L, I, O], bias [L, O]}.
         experts: E.
-        key: of the router.
 
     Returns:
-        The same with arrays [L, E, ...], and router {kernel [L, 2 D, E]}.
+        The same with [L, E, ...] arrays.
     """
-    layers, width = mlp["up"]["kernel"].shape[:2]
-    copies = jax.tree.map(lambda a: jnp.repeat(a[:, None], experts, axis=1), mlp)
-    return {**copies, "router": {"kernel": _weight(key, (layers, 2 * width, experts))}}
+    return jax.tree.map(lambda a: np.repeat(a[:, None], experts, axis=1), mlp)
 
 
 def _gates(logits: jax.Array, chosen: jax.Array) -> jax.Array:

@@ -18,8 +18,12 @@ from usfm.errors import UserError
 
 SLOTS = P(("data", "fsdp"))  # the leading axis of every array of a batch
 # (regex over the parameter's path, spec), the first match wins; what matches none is sharded over
-# fsdp along its largest divisible dimension.
-RULES: tuple[tuple[str, P], ...] = ()
+# fsdp along its largest divisible dimension. An axis that does not divide a dimension is left out.
+RULES: tuple[tuple[str, P], ...] = (
+    (r"moe_blocks/mlp/(gate|up|down)/(kernel|lora_a)$", P(None, "expert", "fsdp")),
+    (r"moe_blocks/mlp/(gate|up|down)/lora_b$", P(None, "expert", None, "fsdp")),
+    (r"moe_blocks/mlp/(gate|up|down)/bias$", P(None, "expert")),
+)
 # Smaller arrays are replicated: gathering them costs more than they take.
 MIN_SIZE = 2**14
 
@@ -55,7 +59,8 @@ def spec_of(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     """The spec of one array by its path and shape."""
     for pattern, spec in RULES:
         if re.search(pattern, name):
-            return spec
+            return P(*(axis if axis and size % mesh.shape[axis] == 0 else None
+                       for axis, size in zip(spec, shape, strict=False)))  # fmt: skip
     shards = mesh.shape["fsdp"]
     divisible = [size for size in shape if size % shards == 0]
     if shards == 1 or not divisible or math.prod(shape) < MIN_SIZE:
