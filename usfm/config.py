@@ -48,7 +48,7 @@ def base() -> ConfigDict:
     config.model.remat = "none"  # or dots, full: what the backward pass computes again
     config.model.dtype = "bfloat16"  # of products; parameters stay float32
     config.model.moe = ConfigDict()  # mixture-of-experts layers
-    config.model.moe.experts = 0  # 0 = none
+    config.model.moe.experts = 4  # 0 = none: a plain encoder
     config.model.moe.top_k = 0  # experts that serve a token; 0 = all, as in the paper
     config.model.moe.layers = ()  # 0-based; () = the second half
     config.model.moe.capacity = 1.25  # room of an expert in its fair share of tokens, for top_k
@@ -109,6 +109,7 @@ def base() -> ConfigDict:
 def debug(config: ConfigDict) -> ConfigDict:
     """Shrinks any config to a two-minute run on two CPU cores."""
     config.model.update(variant="tiny", dtype="float32")
+    config.model.moe.experts = 0  # In minutes, steps are worth more than experts.
     config.model.decoder_width.update(
         classification=192, detection=64, regression=64, segmentation=64
     )

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import subprocess
 import sys
@@ -21,11 +22,12 @@ def test_an_unknown_name_is_answered_by_the_known_ones(capsys, monkeypatch):
     assert "invalid choice: 'stpe' (choose from" in capsys.readouterr().err
 
 
-def test_runs_take_turns_after_one_warm_up_each():
+def test_runs_take_turns_after_warming_up():
     called = []
     runs = {name: lambda name=name: called.append(name) for name in ("a", "b")}
     seconds = timing.alternating(runs)
-    assert called == ["a", "b"] * (1 + timing.ROUNDS)
+    warm_up = ["a"] * timing.WARM_UPS + ["b"] * timing.WARM_UPS
+    assert called == warm_up + ["a", "b"] * timing.ROUNDS
     assert {name: len(of) for name, of in seconds.items()} == dict.fromkeys("ab", timing.ROUNDS)
 
 
@@ -76,16 +78,14 @@ def _unrolled(stack, x, args):
     return x, jax.tree.map(lambda *o: jax.numpy.stack(o), *outs)
 
 
-def test_the_timed_pieces_run_and_say_what_they_are(monkeypatch, capsys):
-    monkeypatch.setitem(model.VARIANTS, "small", SMALL)
-    monkeypatch.setattr(model, "CPU", model.Case("small", 32, 2, "float32"))
-    monkeypatch.setattr(model, "PRODUCT", 64)
+def test_the_timed_pieces_run_and_say_what_they_are(monkeypatch):
+    monkeypatch.setattr(model, "CPU", model.Case("tiny", 32, 2, "float32"))
     lines = [json.loads(json.dumps(line)) for line in model.measure()]
     assert [line["name"] for line in lines] == [
         "model/ceiling",
-        "model/small/train",
-        "model/small/moe_top2_of_8",
-        "model/small/moe_dense_4",
+        "model/tiny/train",
+        "model/tiny/moe_top2_of_8",
+        "model/tiny/moe_dense_4",
     ]
     assert all(line["value"] > 0 for line in lines)
     assert lines[1]["conditions"]["share_of_ceiling"] > 0
@@ -93,7 +93,7 @@ def test_the_timed_pieces_run_and_say_what_they_are(monkeypatch, capsys):
 
 def test_a_peer_without_its_python_is_asked_for(monkeypatch):
     monkeypatch.delenv("PEER_PY", raising=False)
-    monkeypatch.setattr(model, "PRODUCT", 64)
+    monkeypatch.setattr(model, "_worker", lambda kind, case: contextlib.nullcontext())
     with pytest.raises(SystemExit, match="PEER_PY"):
         list(model.measure("transformers"))
 

@@ -11,6 +11,7 @@ import os
 import pathlib
 import statistics
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -63,33 +64,34 @@ class Case:
         return 2.0 * products
 
 
+PRODUCT = 2048  # rows, columns and depth of the products that stand for the ceiling
 CPU = Case("vits16", 224, 8, "float32")
 ACCELERATOR = Case("vitl16", 256, 64, "bfloat16")
 
 
 def measure(peer: str | None = None) -> Iterator[Line]:
     """Images a second and FLOP/s of training steps, beside a peer's and the ceiling's."""
-    on_cpu = jax.default_backend() == "cpu"
-    case = CPU if on_cpu else ACCELERATOR
-    layers = VARIANTS[case.variant].layers
-    half = tuple(range(layers // 2, layers))
+    case = CPU if jax.default_backend() == "cpu" else ACCELERATOR
+    half = tuple(range(VARIANTS[case.variant].layers // 2, VARIANTS[case.variant].layers))
     mixtures = {
         f"model/{case.variant}/moe_top2_of_8": Mixture(experts=8, layers=half, top_k=2),
         f"model/{case.variant}/moe_dense_4": Mixture(experts=4, layers=half),
     }
     cases = {name: dataclasses.replace(case, mixture=of) for name, of in mixtures.items()}
     plain, train = f"model/{case.variant}/gradient", f"model/{case.variant}/train"
-    runs: dict[str, Callable[[], Any]] = {
-        "model/ceiling": _product(case.dtype),
-        train: _trainer(case),
-        plain: _gradient(case),
-        **{name: _gradient(of) for name, of in cases.items()},
+    asked = {
+        "model/ceiling": ("product", case),
+        train: ("train", case),
+        plain: ("gradient", case),
+        **{name: ("gradient", of) for name, of in cases.items()},
     }
     with contextlib.ExitStack() as stack:
-        about = None
+        # Each in a process of its own: what one leaves in memory would slow another's allocations.
+        workers = {name: stack.enter_context(_worker(*what)) for name, what in asked.items()}
         if peer is not None:
-            about, runs[peer] = stack.enter_context(_peer(case))
-        seconds = alternating(runs)
+            workers[peer] = stack.enter_context(_peer(case))
+        seconds = alternating({name: worker.run for name, worker in workers.items()})
+    about = {name: json.loads(worker.about) for name, worker in workers.items() if name != peer}
 
     ceiling = 2 * PRODUCT**3 / statistics.median(seconds["model/ceiling"])
     stated = conditions() | {k: v for k, v in dataclasses.asdict(case).items() if k != "mixture"}
@@ -98,12 +100,12 @@ def measure(peer: str | None = None) -> Iterator[Line]:
 
     flops = 3 * case.forward_flops
     rate = flops / statistics.median(seconds[train])
-    shares = [2 * PRODUCT**3 / c / (flops / t)
-              for c, t in zip(seconds["model/ceiling"], seconds[train], strict=True)]  # fmt: skip
-    detail = {
+    detail: Line = {
         "gflop_a_step": round(flops / 1e9, 1),
         "gflop_s": round(rate / 1e9, 1),
-        "share_of_ceiling": round(1 / statistics.median(shares), 3),
+        "share_of_ceiling": round(
+            flops / (2 * PRODUCT**3) * ratio(seconds["model/ceiling"], seconds[train]), 3
+        ),
     }
     if peak := PEAKS.get(jax.devices()[0].device_kind):
         detail["mfu"] = round(rate / peak, 3)
@@ -111,7 +113,7 @@ def measure(peer: str | None = None) -> Iterator[Line]:
         train,
         case.batch / statistics.median(seconds[train]),
         "images/s",
-        peer=None if peer is None else f"{peer}: {about}",
+        peer=None if peer is None else f"{peer}: {workers[peer].about}",
         ratio=None if peer is None else ratio(seconds[peer], seconds[train]),
         conditions=stated | detail,
     )
@@ -124,7 +126,7 @@ def measure(peer: str | None = None) -> Iterator[Line]:
             "times the plain gradient's time",
             peer="ratio of FLOPs",
             ratio=round(times / of_flops, 3),
-            conditions=stated | {"flop_ratio": round(of_flops, 3), **_routing(of)},
+            conditions=stated | {"flop_ratio": round(of_flops, 3), **about[name]},
         )
 
 
@@ -133,11 +135,8 @@ def _line(name: str, value: float, unit: str, **rest: object) -> Line:
             **rest}  # fmt: skip
 
 
-PRODUCT = 2048  # rows, columns and depth of the products that stand for the ceiling
-
-
-def _product(dtype: str) -> Callable[[], Any]:
-    matrix = jax.random.normal(jax.random.key(0), (PRODUCT, PRODUCT), dtype)
+def _product(case: Case) -> Callable[[], Any]:
+    matrix = jax.random.normal(jax.random.key(0), (PRODUCT, PRODUCT), case.dtype)
     product = jax.jit(lambda a: a @ a)
     return lambda: product(matrix)
 
@@ -197,20 +196,55 @@ def _trainer(case: Case) -> Callable[[], Any]:
 
 
 def _routing(case: Case) -> Line:
-    """What the timed mixture dropped, and its most and least loaded expert's share."""
+    """What the timed mixture drops, and the shares of its most and least loaded expert."""
+    if case.mixture is None:
+        return {}
     (_, routing), _ = _gradient(case)()
     load = routing["load"].mean((0, 1))
     return {
-        "experts": case.mixture.experts if case.mixture else 0,
+        "experts": case.mixture.experts,
+        "capacity": case.mixture.capacity if case.mixture.top_k else None,
         "dropped": float(routing["dropped"].mean()),
         "largest_load": round(float(load.max()), 3),
         "smallest_load": round(float(load.min()), 3),
     }
 
 
+RUNS = {"product": _product, "train": _trainer, "gradient": _gradient}
+
+
+@dataclasses.dataclass(frozen=True)
+class Worker:
+    """A process that says what it is, then makes a step for every line it is sent."""
+
+    about: str
+    process: subprocess.Popen[str]
+
+    def run(self) -> None:
+        """One step."""
+        print(file=self.process.stdin, flush=True)
+        assert self.process.stdout is not None
+        if not self.process.stdout.readline():
+            raise SystemExit("benchmark: a process ended before its step; see above")
+
+
 @contextlib.contextmanager
-def _peer(case: Case) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """What the peer is, and a function that has it make one step."""
+def _process(*command: str) -> Iterator[Worker]:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout is not None
+        about = process.stdout.readline().strip()
+        if not about:
+            raise SystemExit("benchmark: a process ended before its first step; see above")
+        yield Worker(about, process)
+        process.communicate()  # closes its input, at which it ends
+
+
+def _worker(kind: str, case: Case) -> contextlib.AbstractContextManager[Worker]:
+    return _process(sys.executable, "-m", "tools.benchmarks.model", kind, repr(case))
+
+
+def _peer(case: Case) -> contextlib.AbstractContextManager[Worker]:
     python = os.environ.get("PEER_PY")
     if not python:
         raise SystemExit("benchmark: --peer needs PEER_PY, a Python with torch and transformers")
@@ -223,22 +257,18 @@ def _peer(case: Case) -> Iterator[tuple[str, Callable[[], Any]]]:
         "image_size": case.image_size,
         "batch": case.batch,
     }
-    with subprocess.Popen(
-        [python, str(PEER), json.dumps(settings)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        about = process.stdout.readline().strip()
-        if not about:
-            raise SystemExit("benchmark: the peer ended before its first step; see above")
+    return _process(python, str(PEER), json.dumps(settings))
 
-        def run() -> None:
-            print(file=process.stdin, flush=True)
-            if not process.stdout.readline():
-                raise SystemExit("benchmark: the peer ended; see above")
 
-        yield about, run
-        process.stdin.close()
+def work(kind: str, case: Case) -> None:
+    """A worker: says what its mixture does, then makes a step for every line of its input."""
+    run = RUNS[kind](case)
+    jax.block_until_ready(run())
+    print(json.dumps(_routing(case)), flush=True)
+    for _ in sys.stdin:
+        jax.block_until_ready(run())
+        print("done", flush=True)
+
+
+if __name__ == "__main__":
+    work(sys.argv[1], eval(sys.argv[2]))  # the repr of a Case, from _worker

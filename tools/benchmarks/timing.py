@@ -10,14 +10,16 @@ from typing import Any
 import jax
 
 ROUNDS = 7
+WARM_UPS = 3  # The first run compiles; a few more, and the memory that is used again is there.
 
 Line = dict[str, object]  # name, value, unit, peer, ratio, conditions
 
 
 def alternating(runs: Mapping[str, Callable[[], Any]]) -> dict[str, list[float]]:
-    """Seconds of each run in each of ROUNDS rounds: all take their turn, after a warm-up."""
+    """Seconds of each run in each of ROUNDS rounds: all take their turn, after warming up."""
     for run in runs.values():
-        jax.block_until_ready(run())
+        for _ in range(WARM_UPS):
+            jax.block_until_ready(run())
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(ROUNDS):
         for name, run in runs.items():

@@ -336,9 +336,9 @@ def rotary(
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Turns [B, N, heads, d] by halves, in float32."""
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([-b, a], axis=-1)
-    x32 = x.astype(jnp.float32)
-    return (x32 * cos[..., None, :] + turned * sin[..., None, :]).astype(x.dtype)
+    # The halves of the tables are equal.
+    cos, sin = (jnp.split(table, 2, axis=-1)[0][..., None, :] for table in (cos, sin))
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
 def _norm(width: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
