@@ -13,10 +13,10 @@ from PIL import Image
 
 import usfm
 from usfm.evaluation.curves import draw_curve, read_losses
+from usfm.evaluation.experts import read_routing, routing_rows
 from usfm.evaluation.files import write_atomically
 from usfm.evaluation.metrics import LOWER_IS_BETTER, PRIMARY
 from usfm.evaluation.overlay import PREDICTED, TRUTH, Example, caption, draw
-from usfm.evaluation.routing import read_routing, routing_rows
 from usfm.evaluation.table import notes, number, table_lines
 
 STYLE = f"""

@@ -2,7 +2,7 @@
 
 import json
 
-from usfm.evaluation.routing import read_routing, routing_rows
+from usfm.evaluation.experts import read_routing, routing_rows
 
 LINES = [
     {"step": 1, "loss/a": 1.0, "routing/a": [0.5, 0.5]},
