@@ -80,6 +80,9 @@ def _unrolled(stack, x, args):
 
 def test_the_timed_pieces_run_and_say_what_they_are(monkeypatch):
     monkeypatch.setattr(model, "CPU", model.Case("tiny", 32, 2, "float32"))
+    monkeypatch.setattr(timing, "ROUNDS", 1)
+    monkeypatch.setattr(timing, "WARM_UPS", 1)
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # of the processes it starts
     lines = [json.loads(json.dumps(line)) for line in model.measure()]
     assert [line["name"] for line in lines] == [
         "model/ceiling",
