@@ -34,15 +34,15 @@ LEARNING_RATE = 1e-3
 UP = "encoder/blocks/mlp/up/kernel"  # a matrix of each of 4 layers: [4, 192, 768]
 
 
-def make_optimizer() -> optax.GradientTransformation:
+def make_optimizer(model: M2DINO = MODEL) -> optax.GradientTransformation:
     config = usfm_config.base().optimizer
     config.update(learning_rate=LEARNING_RATE, warmup=0.0)
-    return optimizers.make(config, 100, MODEL.layers)
+    return optimizers.make(config, 100, model.layers)
 
 
-def make_mesh(data: int, fsdp: int) -> jax.sharding.Mesh:
-    sizes = {"data": data, "fsdp": fsdp, "expert": 1}
-    return sharding.make_mesh(sizes, jax.devices()[: data * fsdp])
+def make_mesh(data: int, fsdp: int, expert: int = 1) -> jax.sharding.Mesh:
+    sizes = {"data": data, "fsdp": fsdp, "expert": expert}
+    return sharding.make_mesh(sizes, jax.devices()[: data * fsdp * expert])
 
 
 def make_batch(step: int) -> dict[str, np.ndarray]:
@@ -74,17 +74,17 @@ class Run:
     after: dict[str, np.ndarray]
 
 
-def three_steps(data: int, fsdp: int) -> Run:
+def three_steps(data: int, fsdp: int, expert: int = 1, model: M2DINO = MODEL, **changes) -> Run:
     """Three whole training steps: augmentation, surgery and update."""
     config = usfm_config.base()
-    config.multitask.method = "pcgrad"
-    config.train.on_nonfinite = "skip_task"
-    mesh = make_mesh(data, fsdp)
+    surgery = {"multitask.method": "pcgrad", "train.on_nonfinite": "skip_task"}
+    config.update_from_flattened_dict(surgery | changes)
+    mesh = make_mesh(data, fsdp, expert)
     with jax.set_mesh(mesh):
-        optimizer = make_optimizer()
-        state, abstract = create(MODEL, optimizer, config, mesh)
+        optimizer = make_optimizer(model)
+        state, abstract = create(model, optimizer, config, mesh)
         before = jax.device_get(named(state.params))
-        step = make_step(MODEL, SLOTS, optimizer, config, abstract)
+        step = make_step(model, SLOTS, optimizer, config, abstract)
         metrics = []
         for number in range(3):
             state, of_step = step(state, sharding.place_batch(make_batch(number), mesh))
@@ -107,7 +107,24 @@ def one_device(_quickly):
 
 @pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (1, 8), (2, 4)])
 def test_eight_devices_learn_what_one_learns(one_device, data, fsdp):
-    run = three_steps(data, fsdp)
+    assert_equal(three_steps(data, fsdp), one_device)
+
+
+@pytest.mark.usefixtures("_quickly")
+@pytest.mark.parametrize("top_k", [0, 2])
+def test_experts_on_an_axis_of_their_own_learn_the_same(top_k):
+    # Of so much capacity that none asks elsewhere, whichever tokens are sorted together.
+    mixture = Mixture(experts=4, layers=(2, 3), top_k=top_k, capacity=2.0)
+    model = dataclasses.replace(MODEL, mixture=mixture)
+    changes = {"multitask.method": "sum", "train.on_nonfinite": "stop"}
+    one, eight = (three_steps(*mesh, model, **changes) for mesh in ((1, 1, 1), (2, 2, 2)))
+    assert_equal(eight, one)
+    for ours, theirs in zip(eight.metrics, one.metrics, strict=True):
+        np.testing.assert_allclose(ours["routing"], theirs["routing"], atol=1e-5)
+        assert theirs["dropped"] == ours["dropped"] == 0
+
+
+def assert_equal(run: Run, one_device: Run) -> None:
     for ours, theirs in zip(run.metrics, one_device.metrics, strict=True):
         assert ours["ok"]
         np.testing.assert_array_equal(ours["present"], theirs["present"])
