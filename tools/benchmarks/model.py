@@ -38,6 +38,7 @@ class Case:
     batch: int
     dtype: str
     mixture: Mixture | None = None
+    product: int = 2048  # rows, columns and depth of the products that stand for the ceiling
 
     @property
     def tokens(self) -> int:
@@ -64,14 +65,16 @@ class Case:
         return 2.0 * products
 
 
-PRODUCT = 2048  # rows, columns and depth of the products that stand for the ceiling
 CPU = Case("vits16", 224, 8, "float32")
-ACCELERATOR = Case("vitl16", 256, 64, "bfloat16")
+ACCELERATOR = Case("vitl16", 256, 64, "bfloat16", product=16384)
 
 
 def measure(peer: str | None = None) -> Iterator[Line]:
     """Images a second and FLOP/s of training steps, beside a peer's and the ceiling's."""
-    case = CPU if jax.default_backend() == "cpu" else ACCELERATOR
+    # So that the processes below find memory on the accelerator.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    on_cpu = jax.default_backend() == "cpu"
+    case = CPU if on_cpu else ACCELERATOR
     half = tuple(range(VARIANTS[case.variant].layers // 2, VARIANTS[case.variant].layers))
     mixtures = {
         f"model/{case.variant}/moe_top2_of_8": Mixture(experts=8, layers=half, top_k=2),
@@ -85,15 +88,19 @@ def measure(peer: str | None = None) -> Iterator[Line]:
         plain: ("gradient", case),
         **{name: ("gradient", of) for name, of in cases.items()},
     }
-    with contextlib.ExitStack() as stack:
-        # Each in a process of its own: what one leaves in memory would slow another's allocations.
-        workers = {name: stack.enter_context(_worker(*what)) for name, what in asked.items()}
-        if peer is not None:
-            workers[peer] = stack.enter_context(_peer(case))
-        seconds = alternating({name: worker.run for name, worker in workers.items()})
-    about = {name: json.loads(worker.about) for name, worker in workers.items() if name != peer}
+    # Each in a process of its own: what one leaves in memory would slow another's allocations.
+    processes = {name: _worker(*what) for name, what in asked.items()}
+    if peer is not None:
+        processes[peer] = _peer(case)
+    about, seconds = {}, {}
+    # A CPU is shared, so all take turns; an accelerator's memory holds one at a time.
+    for names in [list(processes)] if on_cpu else [[name] for name in processes]:
+        with contextlib.ExitStack() as stack:
+            workers = {name: stack.enter_context(processes[name]) for name in names}
+            seconds |= alternating({name: worker.run for name, worker in workers.items()})
+            about |= {name: worker.about for name, worker in workers.items()}
 
-    ceiling = 2 * PRODUCT**3 / statistics.median(seconds["model/ceiling"])
+    ceiling = 2 * case.product**3 / statistics.median(seconds["model/ceiling"])
     stated = conditions() | {k: v for k, v in dataclasses.asdict(case).items() if k != "mixture"}
     stated["glibc_tunables"] = os.environ.get("GLIBC_TUNABLES", "")
     yield _line("model/ceiling", ceiling / 1e9, "GFLOP/s", conditions=stated)
@@ -104,7 +111,7 @@ def measure(peer: str | None = None) -> Iterator[Line]:
         "gflop_a_step": round(flops / 1e9, 1),
         "gflop_s": round(rate / 1e9, 1),
         "share_of_ceiling": round(
-            flops / (2 * PRODUCT**3) * ratio(seconds["model/ceiling"], seconds[train]), 3
+            flops / (2 * case.product**3) * ratio(seconds["model/ceiling"], seconds[train]), 3
         ),
     }
     if peak := PEAKS.get(jax.devices()[0].device_kind):
@@ -113,7 +120,7 @@ def measure(peer: str | None = None) -> Iterator[Line]:
         train,
         case.batch / statistics.median(seconds[train]),
         "images/s",
-        peer=None if peer is None else f"{peer}: {workers[peer].about}",
+        peer=None if peer is None else f"{peer}: {about[peer]}",
         ratio=None if peer is None else ratio(seconds[peer], seconds[train]),
         conditions=stated | detail,
     )
@@ -126,7 +133,7 @@ def measure(peer: str | None = None) -> Iterator[Line]:
             "times the plain gradient's time",
             peer="ratio of FLOPs",
             ratio=round(times / of_flops, 3),
-            conditions=stated | {"flop_ratio": round(of_flops, 3), **about[name]},
+            conditions=stated | {"flop_ratio": round(of_flops, 3), **json.loads(about[name])},
         )
 
 
@@ -136,7 +143,7 @@ def _line(name: str, value: float, unit: str, **rest: object) -> Line:
 
 
 def _product(case: Case) -> Callable[[], Any]:
-    matrix = jax.random.normal(jax.random.key(0), (PRODUCT, PRODUCT), case.dtype)
+    matrix = jax.random.normal(jax.random.key(0), (case.product, case.product), case.dtype)
     product = jax.jit(lambda a: a @ a)
     return lambda: product(matrix)
 
