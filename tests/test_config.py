@@ -54,8 +54,8 @@ def test_debug_makes_any_config_small():
         ("model.moe.experts", -1, r"model\.moe\.experts=-1 is outside"),
         (
             "model.moe.layers",
-            (3, 4),
-            r"model\.moe\.layers=\(3, 4\): give rising numbers from 0 to 3",
+            (11, 12),
+            r"model\.moe\.layers=\(11, 12\): give rising numbers from 0 to 11",
         ),
         ("model.moe.layers", (2, 1), r"model\.moe\.layers=\(2, 1\): give rising numbers"),
         ("model.decoder_width.detection", 100, r"decoder_width\.detection=100: .* multiple of 64"),

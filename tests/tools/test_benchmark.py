@@ -79,7 +79,7 @@ def _unrolled(stack, x, args):
 
 
 def test_the_timed_pieces_run_and_say_what_they_are(monkeypatch):
-    monkeypatch.setattr(model, "CPU", model.Case("tiny", 32, 2, "float32"))
+    monkeypatch.setattr(model, "CPU", model.Case("tiny", 32, 2, "float32", product=64))
     monkeypatch.setattr(timing, "ROUNDS", 1)
     monkeypatch.setattr(timing, "WARM_UPS", 1)
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # of the processes it starts
@@ -91,7 +91,7 @@ def test_the_timed_pieces_run_and_say_what_they_are(monkeypatch):
         "model/tiny/moe_dense_4",
     ]
     assert all(line["value"] > 0 for line in lines)
-    assert lines[1]["conditions"]["share_of_ceiling"] > 0
+    assert {"gflop_s", "share_of_ceiling"} <= lines[1]["conditions"].keys()
 
 
 def test_a_peer_without_its_python_is_asked_for(monkeypatch):
