@@ -191,6 +191,11 @@ def test_what_routers_do_is_logged(make_config, tmp_path):
         assert line["dropped"] == 0
 
 
+def test_a_run_without_classification_trains(make_config, tmp_path):
+    start(make_config(**{"tasks": "task:breast_lesion", "train.steps": 1}), tmp_path)
+    assert "loss/breast_lesion" in lines_of(tmp_path)[0]
+
+
 def encoder_of(workdir, step: int, part: str) -> dict[str, np.ndarray]:
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         arrays = checkpoints.arrays(step)

@@ -64,7 +64,7 @@ def make_step(
         batch = augment(batch, augment_key, strength=strength, flip_ok=flip_ok)
         batch = {**batch, "image": normalise(batch["image"])}
         trainable, rest = split(state.params, is_frozen)
-        if class_weights is not None:
+        if class_weights is not None and "label" in batch:  # absent without such tasks
             batch["class_weight"] = jnp.asarray(class_weights)[
                 batch["task"][:, None], batch["label"]
             ]
