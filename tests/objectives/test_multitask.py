@@ -190,7 +190,7 @@ def test_plain_is_the_sum_of_the_separate_gradients(params, separate):
 
 def test_pcgrad_is_the_literal_one_on_the_separate_gradients(params, separate):
     vectors = [shared_vector(g) for g in separate[1]]
-    orders = surgery._orders(jax.random.split(KEY)[1], T)
+    orders = surgery.random_orders(jax.random.split(KEY)[1], T)
     present = np.flatnonzero(PRESENT)
     weights = np.zeros(T)
     for i in present:
