@@ -86,8 +86,11 @@ def base() -> ConfigDict:
     config.optimizer.freeze = ()
 
     config.multitask = ConfigDict()
-    config.multitask.method = "sum"  # or mean, pcgrad
-    config.multitask.engine = "auto"  # or plain, stack
+    # Or mean, pcgrad, cagrad, mgda, imtl_g, nash_mtl, fairgrad, aligned_mtl, upgrad, dualproj,
+    # config: see docs/multitask.md.
+    config.multitask.method = "sum"
+    config.multitask.engine = "auto"  # or plain, stack, stack_map: how tasks are kept apart
+    config.multitask.at_once = 1  # slots that stack_map holds the activations of
 
     config.evaluate = ConfigDict()
     config.evaluate.part = "val"  # or test, all
@@ -193,6 +196,8 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"optimizer.freeze: {pattern!r} is not a regex: {error}") from error
     skip = config.train.on_nonfinite == "skip_task"
     choose_engine(config.multitask.engine, config.multitask.method, skip)
+    if config.multitask.at_once < 1:
+        raise UserError(f"multitask.at_once={config.multitask.at_once}: give 1 or more slots")
 
 
 def _check_moe(model: ConfigDict) -> None:

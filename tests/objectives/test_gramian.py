@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from usfm.objectives import gramian
-from usfm.objectives.gramian import Functions
+from usfm.objectives.functions import Functions, merge_slots, slot_losses
+from usfm.objectives.gramian import gramian
+from usfm.objectives.task_gradients import slot_gradients
 
 SLOTS = {"classification": 3, "regression": 2}
 KIND = ["classification"] * 3 + ["regression"] * 2
@@ -89,7 +90,7 @@ def test_of_type_takes_the_slots_of_a_type():
 
 
 def test_merge_slots_sums_by_task():
-    merged = gramian.merge_slots(jnp.array([1.0, 2.0, 4.0, 8.0, 16.0]), TASK, 4)
+    merged = merge_slots(jnp.array([1.0, 2.0, 4.0, 8.0, 16.0]), TASK, 4)
     np.testing.assert_array_equal(merged, [2, 5, 24, 0])
 
 
@@ -97,7 +98,7 @@ def test_slot_losses_are_those_of_slots_alone(params, batch):
     maps = jax.vmap(lambda i, t, k: encode(params, i, t, train=True, key=k)[0])(
         batch["image"], TASK, jax.random.split(KEY, 5)
     )
-    sums, counts = gramian.slot_losses(FUNCTIONS, params, maps, batch)
+    sums, counts = slot_losses(FUNCTIONS, params, maps, batch)
     for slot in range(5):
         (total, count), _ = of_slot_alone(params, batch, slot)
         np.testing.assert_allclose(sums[slot], total, rtol=1e-5)
@@ -105,7 +106,7 @@ def test_slot_losses_are_those_of_slots_alone(params, batch):
 
 
 def test_slot_gradients_are_those_of_one_grad_a_slot(params, batch):
-    stack = gramian.slot_gradients(FUNCTIONS, params, batch, KEY)
+    stack = slot_gradients(FUNCTIONS, params, batch, KEY)
     for slot in range(5):
         (total, count), expected = of_slot_alone(params, batch, slot)
         np.testing.assert_allclose(stack.sums[slot], total, rtol=1e-5)
@@ -118,7 +119,7 @@ def test_slot_gradients_are_those_of_one_grad_a_slot(params, batch):
 
 
 def test_the_gramian_is_of_encoder_and_own_decoder(params, batch):
-    stack = gramian.slot_gradients(FUNCTIONS, params, batch, KEY)
+    stack = slot_gradients(FUNCTIONS, params, batch, KEY)
     rows = []
     for slot in range(5):
         g = of_slot_alone(params, batch, slot)[1]
@@ -128,7 +129,7 @@ def test_the_gramian_is_of_encoder_and_own_decoder(params, batch):
     expected = rows @ rows.T
     assert (expected[:3, :3] != 0).all()
     np.testing.assert_allclose(
-        gramian.gramian(stack, FUNCTIONS), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max()
+        gramian(stack, FUNCTIONS), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max()
     )
 
 
@@ -140,5 +141,5 @@ def test_the_encoder_is_traced_once_for_all_slots(params, batch):
         return encode(params, image, task, train=train, key=key)
 
     functions = Functions(counted, decode, loss, SLOTS, tasks=4)
-    jax.eval_shape(lambda: gramian.slot_gradients(functions, params, batch, KEY).sums)
+    jax.eval_shape(lambda: slot_gradients(functions, params, batch, KEY).sums)
     assert calls == [(IMAGES, PIXELS)]

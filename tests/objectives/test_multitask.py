@@ -11,7 +11,7 @@ import pytest
 from usfm.models.m2dino import M2DINO
 from usfm.models.moe import Mixture
 from usfm.objectives import multitask, surgery
-from usfm.objectives.gramian import Functions, merge_slots, slot_losses
+from usfm.objectives.functions import Functions, merge_slots, slot_losses
 from usfm.objectives.losses import LOSSES
 from usfm.objectives.routing import RouterLoss
 from usfm.tasks import TYPES, Task
@@ -25,6 +25,7 @@ TASKS = (
     Task("seg3", "segmentation", num_classes=3),
 )
 T, N = len(TASKS), 2
+ENGINES = multitask.ENGINES
 MODEL = M2DINO(TASKS, variant="tiny", decoder_width=dict.fromkeys(TYPES, 8))
 SLOTS = {"classification": 3, "detection": 1, "regression": 2, "segmentation": 2}
 CLS2, CLS3, DET, PTS, SEG2, SEG3 = range(T)
@@ -58,6 +59,8 @@ def compiled(**settings):
 
 PLAIN = compiled(engine="plain")
 STACK = compiled(engine="stack", method="pcgrad", skip_nonfinite=True)
+# Two at once of 3, 1, 2 and 2 slots: one type has a remainder, one has fewer.
+MAPPED = compiled(engine="stack_map", method="pcgrad", skip_nonfinite=True, at_once=2)
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +167,11 @@ def assert_close(actual, expected, tolerance: float) -> None:
 
 
 PRESENT = np.array([True, True, True, True, True, False])
+
+
+def test_slots_in_turn_give_what_all_at_once_do(params):
+    for together, in_turn in zip(STACK(params, MIXED), MAPPED(params, MIXED), strict=True):
+        assert_close(in_turn, together, 1e-6)  # the same sums, in another order
 
 
 @pytest.mark.parametrize("run", [PLAIN, STACK], ids=["plain", "stack"])
@@ -313,10 +321,10 @@ def of_mixture(perturbed):
         )
         return answer(params, MIXED)
 
-    return params, {engine: run(engine) for engine in ("plain", "stack")}, by_hand(params)
+    return params, {engine: run(engine) for engine in ENGINES}, by_hand(params)
 
 
-@pytest.mark.parametrize("engine", ["plain", "stack"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_the_routers_loss_is_added_once(of_mixture, engine):
     _, grads, expected = of_mixture
     assert_close(grads[engine], expected, 1e-5)
@@ -347,15 +355,15 @@ def test_a_task_embedding_is_trained_by_its_own_task_alone(of_mixture):
 # ---- A model to reckon by hand: its losses are roots, whose slope at 0 is not finite ----
 
 
-def root_of_products(params, images, **settings):
-    """One image [3] a slot: L_t = sum of sqrt |image * encoder + decoder * head_t|."""
+def root_of_products(params, images, power=0.5, **settings):
+    """One image [3] a slot: L_t = sum of |image * encoder + decoder * head_t| ** power."""
     functions = Functions(
         encode=lambda params, image, task, *, train, key: (image * params["encoder"], {}),
         decode=lambda params, kind, maps, task: {
             "answer": maps + params["decoders"][kind] * params["heads"][kind][task]
         },
         loss=lambda kind, outputs, labels, valid: (
-            jnp.sqrt(jnp.abs(outputs["answer"])).sum(),
+            (jnp.abs(outputs["answer"]) ** power).sum(),
             valid.sum().astype(jnp.float32),
         ),
         slots={"regression": 3},
@@ -391,6 +399,29 @@ def test_both_engines_and_sum_and_mean_agree():
         )
 
 
+def test_a_task_whose_gradient_is_zero_is_left_out():
+    """Its share of the weights goes to the others, instead of all of it to itself."""
+    images = [[0.0, 0.0, 0.0], [4.0, 1.0, 1.0], [16.0, 4.0, 1.0]]
+    # Slot 0 is of task 0: nothing it sees moves the encoder, and with heads at 0 no decoder.
+    smooth = {**ROOT_PARAMS, "heads": {"regression": jnp.array([1.0, 0.0])}}
+    smooth["decoders"] = {"regression": jnp.float32(0.0)}
+    losses, present, grads = root_of_products(
+        smooth, images, engine="stack", method="mgda", power=2
+    )
+    np.testing.assert_array_equal(present, [False, True])
+    assert losses[0] == 0
+    expected = np.array([4.0**2 + 16**2, 1 + 4**2, 1 + 1]) / 2 * 2
+    np.testing.assert_allclose(grads["encoder"], expected, rtol=1e-6)
+
+
+def test_weights_that_cancel_move_nothing(monkeypatch):
+    monkeypatch.setattr(surgery, "weights", lambda *_, **__: jnp.array([1.0, -1.0]))
+    images = [[1.0, 4.0, 9.0], [4.0, 1.0, 1.0], [16.0, 4.0, 1.0]]
+    _, present, grads = root_of_products(ROOT_PARAMS, images, engine="stack", method="pcgrad")
+    assert present.all()
+    np.testing.assert_array_equal(grads["encoder"], 0)
+
+
 def test_a_gradient_that_is_not_finite_marks_a_finite_loss():
     images = [[4.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 1.0, 1.0]]
     losses, present, grads = root_of_products(
@@ -416,6 +447,8 @@ def test_the_layout_of_the_batch_is_that_of_the_types():
         ("auto", "mean", False, "plain"),
         ("auto", "sum", True, "stack"),
         ("auto", "pcgrad", False, "stack"),
+        ("auto", "upgrad", False, "stack"),
+        ("stack_map", "mgda", True, "stack_map"),
         ("stack", "sum", False, "stack"),
         ("plain", "sum", False, "plain"),
     ],

@@ -8,17 +8,11 @@ import jax.numpy as jnp
 
 from usfm.errors import UserError
 from usfm.objectives import surgery
-from usfm.objectives.gramian import (
-    Batch,
-    Functions,
-    Params,
-    gramian,
-    merge_slots,
-    slot_gradients,
-    slot_losses,
-)
+from usfm.objectives.functions import Batch, Functions, Params, merge_slots, slot_losses
+from usfm.objectives.gramian import gramian
+from usfm.objectives.task_gradients import mapped_slot_gradients, slot_gradients
 
-ENGINES = ("plain", "stack")
+ENGINES = ("plain", "stack", "stack_map")
 
 
 def choose_engine(engine: str, method: str, skip_nonfinite: bool) -> str:
@@ -49,7 +43,8 @@ class Answer:
     Attributes:
         losses: float32 [T], NaN where the loss or gradient of a task is not finite and 0 where the
             task is absent.
-        present: bool [T], the tasks that made the gradient.
+        present: bool [T], the tasks that made the gradient: where tasks are kept apart, one whose
+            gradient is zero is not among them.
         grads: like params.
         gramian: float32 [T, T], or None where the engine does not keep tasks apart.
         state: of the method.
@@ -81,6 +76,7 @@ def answer(
     *,
     method: str = "sum",
     engine: str = "plain",
+    at_once: int = 1,
     skip_nonfinite: bool = False,
 ) -> Answer:
     """Losses of all tasks, and the gradient that a method makes of theirs.
@@ -88,9 +84,9 @@ def answer(
     L_t = sum of values / sum of counts over all slots of task t in the global batch. Shared
     parameters (the encoder, and a type's decoder among its tasks) get sum_t w_t g_t with the
     method's weights, brought to one convention for all methods: the weights of the tasks present
-    sum to their number. Heads and task embeddings get the plain gradient of their own task. An
-    auxiliary loss counts once beside the tasks; where tasks are kept apart, each of them carries
-    its slots' share of it.
+    sum to their number (where they cancel, nothing shared is moved). Heads and task embeddings get
+    the plain gradient of their own task. An auxiliary loss counts once beside the tasks; where
+    tasks are kept apart, each of them carries its slots' share of it.
 
     Args:
         functions: the model's functions and the slots' layout.
@@ -100,15 +96,21 @@ def answer(
         state: of the method; methods here have none and hand it back.
         key: randomness of this step.
         method: one of surgery.METHODS.
-        engine: "plain" (one backward pass of the sum) or "stack" (slots' gradients kept apart).
-        skip_nonfinite: leave tasks out whose loss or gradient is not finite (stack only).
+        engine: "plain" (one backward pass of the sum), "stack" (slots' gradients kept apart) or
+            "stack_map" (likewise, but only some slots at once keep what a backward pass needs).
+        at_once: how many, for stack_map.
+        skip_nonfinite: leave tasks out whose loss or gradient is not finite (not with plain).
     """
     if engine == "plain":
         losses, present, grads, aux = _plain(functions, params, batch, key)
         return Answer(losses, present, grads, None, state, aux)
 
     encode_key, method_key = jax.random.split(key)
-    gradients = slot_gradients(functions, params, batch, encode_key)
+    gradients = (
+        slot_gradients(functions, params, batch, encode_key)
+        if engine == "stack"
+        else mapped_slot_gradients(functions, params, batch, encode_key, at_once)
+    )
     task, tasks = batch["task"], functions.tasks
     counts = merge_slots(gradients.counts, task, tasks)
     present = counts > 0
@@ -128,8 +130,11 @@ def answer(
         kept = jnp.ones(task.shape, bool)
     products = jnp.einsum("ts,sr,ur->tu", merge, slots, merge, precision="highest")
 
+    present &= jnp.diagonal(products) != 0
     weights = surgery.weights(method, products, present=present, key=method_key)
-    weights = weights * (present.sum() / jnp.maximum(weights.sum(), 1e-12))
+    total = weights.sum()
+    some = total > 1e-6 * jnp.abs(weights).sum()
+    weights = jnp.where(some, weights * (present.sum() / jnp.where(some, total, 1)), 0)
 
     def combine(scale: jax.Array, kept: jax.Array, stack: Params) -> Params:
         """sum_s scale_s g_s, without touching what a slot that is left out holds."""

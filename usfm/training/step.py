@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from usfm.data.augment import augment, normalise
 from usfm.models.m2dino import M2DINO
 from usfm.objectives import multitask
-from usfm.objectives.gramian import Functions
+from usfm.objectives.functions import Functions
 from usfm.objectives.losses import LOSSES
 from usfm.objectives.routing import RouterLoss, dropped, load_by_task
 from usfm.training.freeze import Params, frozen, hold, merge, split
@@ -79,6 +79,7 @@ def make_step(
             task_key,
             method=method,
             engine=engine,
+            at_once=config.multitask.at_once,
             skip_nonfinite=skip,
         )
         grad_norm = optax.tree.norm(out.grads)

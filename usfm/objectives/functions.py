@@ -1,0 +1,87 @@
+"""What the objectives are handed of a model, and the losses of slots: no model is imported here."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+Params = dict[str, Any]
+Batch = Mapping[str, jax.Array]
+
+
+class Encode(Protocol):
+    """The encoder: maps of one slot, and what its routers did."""
+
+    def __call__(
+        self, params: Params, image: jax.Array, task: jax.Array, *, train: bool, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """See M2DINO.encode."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Functions:
+    """What a multi-task step is handed: the model's functions, the loss, and the slots' layout.
+
+    Attributes:
+        encode: as M2DINO.encode.
+        decode: (params, type, maps, task) -> outputs of one slot.
+        loss: (type, outputs, labels, valid) -> (sum, count) of one slot.
+        slots: number of slots of each type present, in the order of the batch's slots.
+        tasks: T, the number of tasks.
+        encode_slots: encode of all slots in one call, every array with a leading axis S; without
+            it, `encode` is vmapped.
+        auxiliary: (what `encode` returns beside the maps, of all slots; valid [S, n]) -> a loss []
+            that is added to those of the tasks.
+    """
+
+    encode: Encode
+    decode: Callable[[Params, str, jax.Array, jax.Array], Mapping[str, Any]]
+    loss: Callable[
+        [str, Mapping[str, Any], Mapping[str, Any], jax.Array], tuple[jax.Array, jax.Array]
+    ]
+    slots: Mapping[str, int]
+    tasks: int
+    encode_slots: Encode | None = None
+    auxiliary: Callable[[Any, jax.Array], jax.Array] = lambda aux, valid: jnp.zeros(())
+
+    def encode_all(self, params: Params, batch: Batch, keys: jax.Array) -> tuple[jax.Array, Any]:
+        """Maps [S, taps, n, h, w, D] of all slots in training, and what the routers did."""
+        if self.encode_slots is not None:
+            return self.encode_slots(params, batch["image"], batch["task"], train=True, key=keys)
+        return jax.vmap(lambda i, t, k: self.encode(params, i, t, train=True, key=k))(
+            batch["image"], batch["task"], keys
+        )
+
+    def of_type(self, tree: Any, kind: str) -> Any:
+        """The part of a tree of [S, ...] arrays that belongs to the slots of one type."""
+        kinds = list(self.slots)
+        start = sum(self.slots[other] for other in kinds[: kinds.index(kind)])
+        return jax.tree.map(lambda a: a[start : start + self.slots[kind]], tree)
+
+
+def slot_losses(
+    functions: Functions, params: Params, maps: jax.Array, batch: Batch
+) -> tuple[jax.Array, jax.Array]:
+    """Sums and counts [S] of the slots' losses, from maps [S, taps, n, h, w, D]."""
+    parts = []
+    for kind in functions.slots:
+        of_kind = functions.of_type((maps, dict(batch)), kind)
+        parts.append(jax.vmap(lambda m, b, k=kind: slot_loss(functions, params, k, m, b))(*of_kind))
+    sums, counts = (jnp.concatenate(a) for a in zip(*parts, strict=True))
+    return sums, counts
+
+
+def slot_loss(
+    functions: Functions, params: Params, kind: str, maps: jax.Array, slot: Batch
+) -> tuple[jax.Array, jax.Array]:
+    """Sum and count [] of one slot's losses, from its maps [taps, n, h, w, D]."""
+    outputs = functions.decode(params, kind, maps, slot["task"])
+    return functions.loss(kind, outputs, slot, slot["valid"])
+
+
+def merge_slots(values: jax.Array, task: jax.Array, tasks: int) -> jax.Array:
+    """Sums [S] values of slots into [T] values of their tasks."""
+    return jax.ops.segment_sum(values, task, tasks)
