@@ -1,9 +1,9 @@
 """Times parts of usfm, one JSON line a measurement.
 
-python tools/benchmark.py NAME ... [--peer=transformers]
+python tools/benchmark.py NAME ... [--peer=transformers] [--case=vits16]
 
 A line holds name, value, unit, peer (what it is compared with, or null), ratio (to that peer) and
-conditions. Names: model, step. Peers need a Python of their own: PEER_PY says which.
+conditions. Names: model, step, surgery. Peers need a Python of their own: PEER_PY says which.
 """
 
 import argparse
@@ -13,19 +13,24 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from tools.benchmarks import model, step
+from tools.benchmarks import model, step, surgery
 
-BENCHMARKS = {"model": model.measure, "step": step.measure}
+BENCHMARKS = {"model": model.measure, "step": step.measure, "surgery": surgery.measure}
 
 
 def main() -> None:
     """Runs the named benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="+", choices=BENCHMARKS, metavar="NAME")
-    parser.add_argument("--peer", choices=["transformers"], help="of model; needs $PEER_PY")
+    parser.add_argument(
+        "--peer", choices=["transformers", "torchjd"], help="of model, of surgery; needs $PEER_PY"
+    )
+    parser.add_argument("--case", choices=surgery.CASES, default="vit6", help="of surgery")
     arguments = parser.parse_args()
     for name in arguments.names:
-        options = {"peer": arguments.peer} if name == "model" else {}
+        options = {} if name == "step" else {"peer": arguments.peer}
+        if name == "surgery":
+            options["case"] = arguments.case
         for line in BENCHMARKS[name](**options):
             print(json.dumps(line), flush=True)
 

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from tools import benchmark
-from tools.benchmarks import model, step, timing
+from tools.benchmarks import model, step, surgery, timing
 from usfm import config as usfm_config
 from usfm.data.phantoms.catalogue import PHANTOMS
 from usfm.models import functional
@@ -111,3 +111,22 @@ def test_the_tool_runs_from_anywhere(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_surgery_gives_time_and_memory_as_multiples_of_the_plain_step(monkeypatch):
+    monkeypatch.setattr(timing, "ROUNDS", 1)
+    monkeypatch.setattr(timing, "WARM_UPS", 1)
+    monkeypatch.setattr(surgery, "TASKS", 3)
+    monkeypatch.setattr(surgery, "IMAGE_SIZE", 32)
+    monkeypatch.setitem(surgery.CASES, "small", SMALL)
+    kept = {name: surgery.ENGINES[name] for name in ("plain", "stack_map/pcgrad")}
+    monkeypatch.setattr(surgery, "ENGINES", kept)
+    lines = {line["name"]: line for line in surgery.measure(case="small")}
+    assert list(lines) == [
+        f"surgery/small/{engine}/{what}" for engine in kept for what in ("time", "memory")
+    ]
+    assert lines["surgery/small/plain/time"]["ratio"] is None
+    mapped = lines["surgery/small/stack_map/pcgrad/memory"]
+    assert mapped["peer"] == "surgery/small/plain/memory"
+    plain = lines["surgery/small/plain/memory"]["value"]
+    assert mapped["ratio"] == pytest.approx(mapped["value"] / plain, abs=1e-2)
