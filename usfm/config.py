@@ -90,7 +90,7 @@ def base() -> ConfigDict:
     # config: see docs/multitask.md.
     config.multitask.method = "sum"
     config.multitask.engine = "auto"  # or plain, stack, stack_map: how tasks are kept apart
-    config.multitask.at_once = 1  # slots that stack_map holds the activations of
+    config.multitask.at_once = 3  # slots that stack_map holds the activations of
 
     config.evaluate = ConfigDict()
     config.evaluate.part = "val"  # or test, all
