@@ -21,7 +21,6 @@ import importlib.util
 import json
 import os
 import pathlib
-import re
 import resource
 import sys
 import time
@@ -150,7 +149,7 @@ class MultiTask(nn.Module):
 
 def plain(model: MultiTask) -> Step:
     """Forward and backward of the sum of the losses."""
-    return lambda: sum(model.losses(model.encode())).backward()
+    return lambda: torch.stack(model.losses(model.encode())).sum().backward()
 
 
 def autojac(model: MultiTask, aggregator: jd.Aggregator, chunk: int | None) -> Step:
@@ -204,8 +203,8 @@ def libmtl_pcgrad(model: MultiTask) -> Step:
     package = types.ModuleType("LibMTL")
     package.__path__ = importlib.util.find_spec("LibMTL").submodule_search_locations  # type: ignore
     sys.modules["LibMTL"] = package
-    from LibMTL.architecture.HPS import HPS
-    from LibMTL.weighting.PCGrad import PCGrad
+    from LibMTL.architecture.HPS import HPS  # pyrefly: ignore[missing-import]
+    from LibMTL.weighting.PCGrad import PCGrad  # pyrefly: ignore[missing-import]
 
     shared = type("Shared", (HPS, PCGrad), {})(
         list(model.heads),
@@ -238,24 +237,24 @@ METHODS: dict[str, Callable[[MultiTask], Step]] = {
 }
 
 
-def resident(what: str) -> int:
-    """VmRSS or VmHWM of this process, KiB."""
-    status = pathlib.Path("/proc/self/status").read_text()
-    return int(re.search(rf"{what}:\s+(\d+)", status)[1])
+def kib(what: str, file: str = "/proc/self/status") -> int:
+    """A figure of the kernel: VmRSS or VmHWM of this process, KiB."""
+    lines = pathlib.Path(file).read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{what}:"))
 
 
 def peak_mib(step: Step) -> float | None:
     """What a step takes above the memory before it; None where it takes more than the limit."""
     ctypes.CDLL(None).malloc_trim(0)
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again at VmRSS.
-    before = resident("VmRSS")
+    before = kib("VmRSS")
     try:
         step()
     except RuntimeError as error:
         if "can't allocate memory" not in str(error):
             raise
         return None
-    return (resident("VmHWM") - before) / 1024
+    return (kib("VmHWM") - before) / 1024
 
 
 def main(case: str, method: str) -> None:
@@ -263,8 +262,7 @@ def main(case: str, method: str) -> None:
     if missing := [name for name in MALLOC if name not in os.environ]:
         raise SystemExit(f"peer_torchjd: set {' and '.join(missing)}, or torch is far too slow")
     torch.set_num_threads(os.cpu_count() or 1)
-    available = re.search(r"MemAvailable:\s+(\d+)", pathlib.Path("/proc/meminfo").read_text())
-    limit = min(LIMIT, 1024 * int(available[1]))
+    limit = min(LIMIT, 1024 * kib("MemAvailable", "/proc/meminfo"))
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
     def steps(name: str) -> tuple[MultiTask, Step]:
