@@ -137,11 +137,11 @@ def train(config: ConfigDict, workdir: pathlib.Path, folder: Folder, splits: Spl
         if newest is not None:
             _check_tasks(tasks_from_meta(checkpoints.meta(newest)), folder)
         encoder = pretrained(config) if newest is None else None
-        config = _with_steps(config, workdir, model, slots, mesh, batches)
+        weights_of_classes = class_weights(class_counts(folder, rows), config.train.class_balance)
+        config = _with_steps(config, workdir, model, slots, weights_of_classes, mesh, batches)
         steps = config.train.steps
         optimizer = optimizers.make(config.optimizer, steps, model.layers)
         state, abstract = create(model, optimizer, config, mesh)
-        weights_of_classes = class_weights(class_counts(folder, rows), config.train.class_balance)
         step = make_step(model, slots, optimizer, config, abstract, weights_of_classes)
         usfm_config.write(config, workdir / "config.json")
         params = abstract.params
@@ -201,6 +201,7 @@ def _with_steps(
     workdir: pathlib.Path,
     model: M2DINO,
     slots: Mapping[str, int],
+    weights_of_classes: np.ndarray,
     mesh: jax.sharding.Mesh,
     batches: grain.MapDataset,
 ) -> ConfigDict:
@@ -218,7 +219,7 @@ def _with_steps(
     # The number of steps only shapes the learning rate, not the program.
     optimizer = optimizers.make(config.optimizer, PROBE_STEPS, model.layers)
     state, abstract = create(model, optimizer, config, mesh)
-    step = make_step(model, slots, optimizer, config, abstract)
+    step = make_step(model, slots, optimizer, config, abstract, weights_of_classes)
     batch = batches[0]
     assert batch is not None  # grain allows for filters, and there is none
     seconds = [_timed(step, state, batch, mesh) for state in _copies(state, PROBE_STEPS + 1)]
