@@ -206,7 +206,9 @@ def libmtl_pcgrad(model: MultiTask) -> Step:
     from LibMTL.architecture.HPS import HPS  # pyrefly: ignore[missing-import]
     from LibMTL.weighting.PCGrad import PCGrad  # pyrefly: ignore[missing-import]
 
-    shared = type("Shared", (HPS, PCGrad), {})(
+    # LibMTL writes into gradients, which torch's zero_grad now removes unless told otherwise.
+    zero_grad = {"zero_grad_share_params": lambda self: self.encoder.zero_grad(False)}
+    shared = type("Shared", (HPS, PCGrad), zero_grad)(
         list(model.heads),
         lambda: model.encoder,
         model.heads,
