@@ -199,6 +199,14 @@ def test_two_tasks_in_closed_form():
     np.testing.assert_allclose(weights("imtl_g", gramian), [2 / 3, 1 / 3], rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", [m for m in surgery.METHODS if m not in ("sum", "mean")])
+def test_accelerators_are_asked_not_to_round_the_factors(name):
+    lowered = weights.lower(name, jnp.eye(4), key=jax.random.key(0)).as_text()
+    products = [line for line in lowered.splitlines() if "dot_general" in line]
+    assert products
+    assert all("precision = [HIGHEST, HIGHEST]" in line for line in products)
+
+
 def test_an_unknown_option_is_named():
     with pytest.raises(ValueError, match=r"cagrad has no option 'C'; its options: c, norm_eps"):
         surgery.weights("cagrad", jnp.eye(2), C=0.5)

@@ -63,8 +63,19 @@ def weights(
     if unknown := sorted(set(options) - set(OPTIONS[name])):
         known = ", ".join(OPTIONS[name]) or "none"
         raise ValueError(f"{name} has no option '{unknown[0]}'; its options: {known}")
-    set_ = {**OPTIONS[name], **options}
     present = jnp.ones(gramian.shape[0], bool) if present is None else present
+    # Accelerators would round the factors, and a conflict is a matter of sign.
+    with jax.default_matmul_precision("highest"):
+        return _weights(name, gramian, present, key, {**OPTIONS[name], **options})
+
+
+def _weights(
+    name: str,
+    gramian: jax.Array,
+    present: jax.Array,
+    key: jax.Array | None,
+    options: Mapping[str, Any],
+) -> jax.Array:
     gramian = jnp.where(present[:, None] & present[None, :], gramian, 0)
     on = present.astype(gramian.dtype)
     mean = on / jnp.maximum(on.sum(), 1)
@@ -75,14 +86,14 @@ def weights(
         case "mean":
             return mean
         case "pcgrad":
-            orders = set_["orders"]
+            orders = options["orders"]
             if orders is None:
                 if key is None:
                     raise ValueError("pcgrad needs a key, or the orders themselves")
                 orders = random_orders(key, gramian.shape[0])
             return _pcgrad(gramian, present, orders)
         case "cagrad":
-            return _cagrad(gramian, present, mean, set_["c"], set_["norm_eps"])
+            return _cagrad(gramian, present, mean, options["c"], options["norm_eps"])
         case "mgda":
             return _mgda(gramian, present)
         case "imtl_g":
@@ -90,11 +101,11 @@ def weights(
         case "nash_mtl":
             return _fairgrad(gramian, moving, 1.0)
         case "fairgrad":
-            return _fairgrad(gramian, moving, set_["alpha"])
+            return _fairgrad(gramian, moving, options["alpha"])
         case "aligned_mtl":
-            return _aligned_mtl(gramian, present, mean, set_["scale"])
+            return _aligned_mtl(gramian, present, mean, options["scale"])
         case "upgrad" | "dualproj":
-            regular = _normalised(gramian, set_["norm_eps"]) + set_["reg_eps"] * jnp.diag(on)
+            regular = _normalised(gramian, options["norm_eps"]) + options["reg_eps"] * jnp.diag(on)
             bounds = jnp.diag(mean) if name == "upgrad" else mean[None]
             return jax.vmap(lambda bound: _dual_cone(regular, bound, present))(bounds).sum(0)
         case _:
@@ -117,7 +128,7 @@ def _pcgrad(gramian: jax.Array, present: jax.Array, orders: jax.Array) -> jax.Ar
     norms = jnp.diagonal(gramian)
 
     def project(c: jax.Array, j: jax.Array) -> tuple[jax.Array, None]:
-        product = jnp.vdot(gramian[j], c, precision="highest")
+        product = gramian[j] @ c
         conflict = (product < 0) & (norms[j] > 0)
         return c.at[j].add(
             jnp.where(conflict, -product / jnp.where(conflict, norms[j], 1), 0)
@@ -186,7 +197,7 @@ def _fairgrad(gramian: jax.Array, present: jax.Array, alpha: float) -> jax.Array
 def _imtl_g(gramian: jax.Array, present: jax.Array) -> jax.Array:
     """IMTL-G (Liu et al. 2021, ICLR, eq. 6): equal projections on all unit gradients, sum 1."""
     unit, size = _unit(gramian, present)
-    v = jnp.where(present, _pseudo_solve(unit * present, present.astype(unit.dtype)) / size, 0)
+    v = jnp.where(present, _pseudo_solve(unit, present.astype(unit.dtype)) / size, 0)
     total = v.sum()
     found = jnp.abs(total) > 1e-12 * jnp.abs(v).sum()
     return jnp.where(found, v / jnp.where(found, total, 1), 0)
@@ -195,7 +206,7 @@ def _imtl_g(gramian: jax.Array, present: jax.Array) -> jax.Array:
 def _config(gramian: jax.Array, present: jax.Array) -> jax.Array:
     """ConFIG (Liu et al. 2024, arXiv 2408.11104): equal cosines, summed projections for length."""
     unit, size = _unit(gramian, present)
-    v = _pseudo_solve(unit * present, present.astype(unit.dtype)) * present
+    v = _pseudo_solve(unit, present.astype(unit.dtype)) * present
     length = jnp.sqrt(jnp.maximum(v @ unit @ v, 0))
     found = length > _eps(unit)
     direction = jnp.where(found, v / jnp.where(found, length, 1), 0)
