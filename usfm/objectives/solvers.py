@@ -64,8 +64,9 @@ def _room(value: jax.Array, move: jax.Array, present: jax.Array) -> jax.Array:
     return jnp.minimum(1, TO_BORDER * ratio.min())
 
 
-def towards(matrix: jax.Array, linear: jax.Array, radius: jax.Array, scale: jax.Array,
-            present: jax.Array) -> jax.Array:  # fmt: skip
+def towards(
+    matrix: jax.Array, linear: jax.Array, radius: jax.Array, scale: jax.Array, present: jax.Array
+) -> jax.Array:
     """Finds argmin q' x + r sqrt(x' M x) over x >= 0 with <scale, x> = 1, likewise.
 
     Args:
@@ -77,31 +78,31 @@ def towards(matrix: jax.Array, linear: jax.Array, radius: jax.Array, scale: jax.
     """
     on = present.astype(matrix.dtype)
     count, scale = jnp.maximum(on.sum(), 1), scale * on
-    tiny = jnp.finfo(on.dtype).eps
-    size = jnp.abs(linear * on).max() + radius + tiny
+    eps = jnp.finfo(on.dtype).eps
+    size = jnp.abs(linear * on).max() + radius + eps
 
     def step(_: int, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         x, dual, level = state
         product = matrix @ x
-        norm = jnp.sqrt(jnp.maximum(x @ product, tiny * (x @ x)))
+        norm = jnp.sqrt(jnp.maximum(x @ product, eps * (x @ x)))
         gradient = linear + radius * product / norm
         curvature = radius / norm * (matrix - jnp.outer(product, product) / norm**2)
         # Below the square of rounding, nothing is gained and numbers underflow.
-        target = jnp.maximum(LEFT * (x * dual).sum() / count, tiny**2 * size / count)
+        target = jnp.maximum(LEFT * (x * dual).sum() / count, eps**2 * size / count)
         residual = jnp.where(present, gradient - dual - level * scale, 0)
         right = jnp.where(present, target / x - dual - residual, 0)
         # The curvature along x is 0. What is added there does not matter: <scale, x> is fixed.
-        stiff = (radius / norm + tiny * size) / (scale @ scale)
+        stiff = (radius / norm + eps * size) / (scale @ scale)
         system = curvature * jnp.outer(on, on) + stiff * jnp.outer(scale, scale)
         system = system + jnp.diag(jnp.where(present, dual / x, 1))
         solved = solve(system, jnp.stack([right, scale], axis=1))
-        more = (1 - scale @ x - scale @ solved[:, 0]) / jnp.maximum(scale @ solved[:, 1], tiny)
+        more = (1 - scale @ x - scale @ solved[:, 0]) / jnp.maximum(scale @ solved[:, 1], eps)
         move = solved[:, 0] + more * solved[:, 1]
         dual_move = jnp.where(present, (target - dual * move) / x - dual, 0)
         far = jnp.minimum(_room(x, move, present), _room(dual, dual_move, present))
         return x + far * move, dual + far * dual_move, level + far * more
 
-    x = on / jnp.maximum(scale.sum(), tiny)
+    x = on / jnp.maximum(scale.sum(), eps)
     x, *_ = jax.lax.fori_loop(0, 2 * STEPS, step, (x, size * on, jnp.zeros_like(size)))
     return x * on
 
@@ -139,8 +140,8 @@ def balanced(matrix: jax.Array, factor: jax.Array, power: float, present: jax.Ar
 def solve(matrix: jax.Array, right: jax.Array) -> jax.Array:
     """M^-1 right for a positive definite M whose diagonal may be of all sizes; right [T] or [T, k].
 
-    Jitted Cholesky factors of a scaled matrix; a rounding error below zero is no failure, for a
-    few eps are added to the diagonal.
+    By Cholesky factors of the matrix scaled to a diagonal of 1, to which a few eps are added:
+    rounding below zero is no failure.
     """
     scale = jax.lax.rsqrt(jnp.maximum(jnp.diagonal(matrix), jnp.finfo(matrix.dtype).tiny))
     unit = matrix * scale[:, None] * scale[None, :]

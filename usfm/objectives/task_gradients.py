@@ -124,7 +124,7 @@ def mapped_slot_gradients(
         params: likewise.
         batch: likewise.
         key: likewise; the slots draw the same from it.
-        at_once: slots of a type that are vmapped; the last ones of a type may come twice.
+        at_once: slots of a type that are vmapped; those left over of a type are so by themselves.
     """
     shared = {name: params[name] for name in ("encoder", "task_embedding") if name in params}
     keys = jax.random.split(key, batch["task"].shape[0])
@@ -169,12 +169,11 @@ def _auxiliary_cotangents(
         maps, aux = functions.encode(params, slot["image"], slot["task"], train=True, key=key)
         return slot_loss(functions, params, kind, maps, slot)[1], aux
 
+    if not jax.tree.leaves(jax.eval_shape(functions.encode_all, params, batch, keys)[1]):
+        return {}
     parts = []
     for kind in functions.slots:
         own = functions.of_type((dict(batch), keys), kind)
-        first = jax.tree.map(lambda leaf: leaf[0], own)
-        if not jax.tree.leaves(jax.eval_shape(lambda o, k=kind: forward(k, o)[1], first)):
-            return {}
         parts.append(_map(lambda o, k=kind: forward(k, o), own, at_once))
     counts, aux = jax.tree.map(lambda *of_kinds: jnp.concatenate(of_kinds), *parts)
     return _times_count(
