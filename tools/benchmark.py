@@ -10,11 +10,13 @@ import argparse
 import json
 import pathlib
 import sys
+from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from tools.benchmarks import model, step, surgery
 
+PEERS = {"model": "transformers", "surgery": "torchjd"}
 BENCHMARKS = {"model": model.measure, "step": step.measure, "surgery": surgery.measure}
 
 
@@ -22,13 +24,16 @@ def main() -> None:
     """Runs the named benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="+", choices=BENCHMARKS, metavar="NAME")
-    parser.add_argument(
-        "--peer", choices=["transformers", "torchjd"], help="of model, of surgery; needs $PEER_PY"
-    )
+    parser.add_argument("--peer", choices=PEERS.values(), help="of model, of surgery")
     parser.add_argument("--case", choices=surgery.CASES, default="vit6", help="of surgery")
     arguments = parser.parse_args()
+    peer = arguments.peer
+    if peer and peer not in (PEERS.get(name) for name in arguments.names):
+        parser.error(f"--peer={peer} is a peer of none of {', '.join(arguments.names)}")
     for name in arguments.names:
-        options = {} if name == "step" else {"peer": arguments.peer}
+        options: dict[str, Any] = (
+            {"peer": peer if PEERS[name] == peer else None} if name in PEERS else {}
+        )
         if name == "surgery":
             options["case"] = arguments.case
         for line in BENCHMARKS[name](**options):

@@ -22,6 +22,13 @@ def test_an_unknown_name_is_answered_by_the_known_ones(capsys, monkeypatch):
     assert "invalid choice: 'stpe' (choose from" in capsys.readouterr().err
 
 
+def test_a_peer_of_no_named_benchmark_is_refused(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "model", "--peer=torchjd"])
+    with pytest.raises(SystemExit):
+        benchmark.main()
+    assert "--peer=torchjd is a peer of none of model" in capsys.readouterr().err
+
+
 def test_runs_take_turns_after_warming_up():
     called = []
     runs = {name: lambda name=name: called.append(name) for name in ("a", "b")}

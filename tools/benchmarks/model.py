@@ -10,7 +10,6 @@ import json
 import os
 import pathlib
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,6 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from tools.benchmarks.timing import Line, alternating, conditions, ratio
+from tools.benchmarks.worker import Worker, peer_python, started
 from usfm.models import functional
 from usfm.models.dinov3 import PATCH, PREFIX, VARIANTS, DINOv3
 from usfm.models.moe import Mixture, capacity_of
@@ -220,41 +220,12 @@ def _routing(case: Case) -> Line:
 RUNS = {"product": _product, "train": _trainer, "gradient": _gradient}
 
 
-@dataclasses.dataclass(frozen=True)
-class Worker:
-    """A process that says what it is, then makes a step for every line it is sent."""
-
-    about: str
-    process: subprocess.Popen[str]
-
-    def run(self) -> None:
-        """One step."""
-        print(file=self.process.stdin, flush=True)
-        assert self.process.stdout is not None
-        if not self.process.stdout.readline():
-            raise SystemExit("benchmark: a process ended before its step; see above")
-
-
-@contextlib.contextmanager
-def _process(*command: str) -> Iterator[Worker]:
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
-        assert process.stdout is not None
-        about = process.stdout.readline().strip()
-        if not about:
-            raise SystemExit("benchmark: a process ended before its first step; see above")
-        yield Worker(about, process)
-        process.communicate()  # closes its input, at which it ends
-
-
 def _worker(kind: str, case: Case) -> contextlib.AbstractContextManager[Worker]:
-    return _process(sys.executable, "-m", "tools.benchmarks.model", kind, repr(case))
+    return started(sys.executable, "-m", "tools.benchmarks.model", kind, repr(case))
 
 
 def _peer(case: Case) -> contextlib.AbstractContextManager[Worker]:
-    python = os.environ.get("PEER_PY")
-    if not python:
-        raise SystemExit("benchmark: --peer needs PEER_PY, a Python with torch and transformers")
+    python = peer_python("torch and transformers")
     numbers = VARIANTS[case.variant]
     settings = {
         "hidden_size": numbers.width,
@@ -264,7 +235,7 @@ def _peer(case: Case) -> contextlib.AbstractContextManager[Worker]:
         "image_size": case.image_size,
         "batch": case.batch,
     }
-    return _process(python, str(PEER), json.dumps(settings))
+    return started(python, str(PEER), json.dumps(settings))
 
 
 def work(kind: str, case: Case) -> None:

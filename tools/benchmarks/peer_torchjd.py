@@ -152,14 +152,16 @@ def plain(model: MultiTask) -> Step:
     return lambda: torch.stack(model.losses(model.encode())).sum().backward()
 
 
-def autojac(model: MultiTask, aggregator: jd.Aggregator, chunk: int | None) -> Step:
-    """TorchJD's Jacobian engine; chunk rows at a time are back-propagated (None: all, by vmap)."""
+def autojac(model: MultiTask, aggregator: jd.Aggregator) -> Step:
+    """TorchJD's Jacobian engine, a task after the other.
+
+    All at once, by vmap, takes longer and more than the limit of memory.
+    """
 
     def step() -> None:
         features = model.encode()
-        mtl_backward(model.losses(features), features=features, parallel_chunk_size=chunk)
-        optimize = bool(os.environ.get("OPTIMIZE"))
-        jac_to_grad(model.encoder.parameters(), aggregator, optimize_gramian_computation=optimize)
+        mtl_backward(model.losses(features), features=features, parallel_chunk_size=1)
+        jac_to_grad(model.encoder.parameters(), aggregator)
 
     return step
 
@@ -228,12 +230,10 @@ def libmtl_pcgrad(model: MultiTask) -> Step:
 
 METHODS: dict[str, Callable[[MultiTask], Step]] = {
     "plain": plain,
-    "upgrad_chunk1": lambda model: autojac(model, jd.UPGrad(), 1),
-    "upgrad_vmap": lambda model: autojac(model, jd.UPGrad(), None),
+    "upgrad_autojac": lambda model: autojac(model, jd.UPGrad()),
     "upgrad_autogram": lambda model: autogram(model, jd.UPGradWeighting()),
     "upgrad_autogram_images": lambda model: autogram_images(model, jd.UPGradWeighting()),
-    "pcgrad_chunk1": lambda model: autojac(model, jd.PCGrad(), 1),
-    "pcgrad_vmap": lambda model: autojac(model, jd.PCGrad(), None),
+    "pcgrad_autojac": lambda model: autojac(model, jd.PCGrad()),
     "pcgrad_autogram": lambda model: autogram(model, jd.PCGradWeighting()),
     "pcgrad_libmtl": libmtl_pcgrad,
 }

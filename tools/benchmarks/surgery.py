@@ -4,13 +4,11 @@
 backward pass without an optimizer. Memory is XLA's own figure of a program's temporary arrays.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import statistics
-import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,14 +16,22 @@ import jax
 import jax.numpy as jnp
 
 from tools.benchmarks.timing import Line, alternating, conditions, ratio
+from tools.benchmarks.worker import peer_python, started
 from usfm.models import functional
 from usfm.models.dinov3 import VARIANTS, DINOv3, Variant
 from usfm.objectives import multitask
 from usfm.objectives.functions import Functions
 
 PEER = pathlib.Path(__file__).with_name("peer_torchjd.py")
-# Of the peer's methods: what is timed, for that takes 20 to 30 of torch's plain steps each.
-PEER_METHODS = ("upgrad_chunk1", "upgrad_autogram", "pcgrad_chunk1", "pcgrad_libmtl")
+PEER_METHODS = (
+    "upgrad_autojac",
+    "upgrad_autogram",
+    "upgrad_autogram_images",
+    "pcgrad_autojac",
+    "pcgrad_autogram",
+    "pcgrad_libmtl",
+)
+# Few: most take some 20 of torch's plain steps.
 PEER_ROUNDS = 3
 TASKS, EXAMPLES, CLASSES = 27, 4, 10
 # 8 x 8 patches each, as 64 px in patches of 8 have.
@@ -133,34 +139,26 @@ def _program(
 
 def _of_peer(case: str, method: str, stated: Line) -> Iterator[Line]:
     """Time and memory of one of the peer's methods, as multiples of torch's own plain step."""
-    python = os.environ.get("PEER_PY")
-    if not python:
-        raise SystemExit("benchmark: --peer needs PEER_PY, a Python with torchjd and LibMTL")
-    large = str(1 << 40)
+    python, large = peer_python("torch, torchjd and LibMTL"), str(1 << 40)
     environment = dict(os.environ, MALLOC_MMAP_THRESHOLD_=large, MALLOC_TRIM_THRESHOLD_=large)
     environment.pop("GLIBC_TUNABLES", None)  # they would be taken instead
-    pipe, command = subprocess.PIPE, [python, str(PEER), case, method]
-    with contextlib.ExitStack() as stack:
-        process = stack.enter_context(
-            subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
-        )
-        assert process.stdin is not None
-        assert process.stdout is not None
-        about = json.loads(process.stdout.readline() or "null")
-        if about is None:
-            raise SystemExit(f"benchmark: {PEER.name} {method} ended before its step; see above")
-        seconds: dict[str, list[float]] = {"plain": [], method: []}
-        for _ in range(PEER_ROUNDS if about["mib"] is not None else 0):
+    seconds: dict[str, list[float]] = {"plain": [], method: []}
+    with started(python, str(PEER), case, method, environment=environment) as worker:
+        about = json.loads(worker.about)
+        fits = about["mib"] is not None
+        for _ in range(PEER_ROUNDS if fits else 0):
             for name, of_name in seconds.items():
-                print(name, file=process.stdin, flush=True)
-                of_name.append(float(process.stdout.readline()))
-        process.communicate()
-    own = {"peer": f"torch's plain step in {case}", "conditions": stated | about}
-    name = f"surgery/{case}/torch/{method}"
-    if about["mib"] is None:  # it does not fit
-        yield {"name": f"{name}/memory", "value": None, "unit": "MiB", "ratio": None, **own}
-        return
-    yield {"name": f"{name}/time", "value": round(statistics.median(seconds[method]), 4),
-           "unit": "s", "ratio": ratio(seconds[method], seconds["plain"]), **own}  # fmt: skip
-    yield {"name": f"{name}/memory", "value": round(about["mib"], 1), "unit": "MiB",
-           "ratio": round(about["mib"] / about["plain_mib"], 3), **own}  # fmt: skip
+                of_name.append(float(worker.run(name)))
+    line = {"name": f"surgery/{case}/torch/{method}/memory", "value": None, "unit": "MiB",
+            "peer": f"torch's plain step in {case}", "ratio": None,
+            "conditions": stated | about}  # fmt: skip
+    if fits:
+        yield line | {
+            "name": f"surgery/{case}/torch/{method}/time",
+            "value": round(statistics.median(seconds[method]), 4),
+            "unit": "s",
+            "ratio": ratio(seconds[method], seconds["plain"]),
+        }
+        line["value"] = round(about["mib"], 1)
+        line["ratio"] = round(about["mib"] / about["plain_mib"], 3)
+    yield line
