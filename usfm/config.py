@@ -86,11 +86,30 @@ def base() -> ConfigDict:
     config.optimizer.freeze = ()
 
     config.multitask = ConfigDict()
-    # Or mean, pcgrad, cagrad, mgda, imtl_g, nash_mtl, fairgrad, aligned_mtl, upgrad, dualproj,
-    # config: see docs/multitask.md.
+    # Or mean, rlw, dwa, uncertainty, imtl_l, famo, gradnorm, gradvac, pcgrad, cagrad, mgda, imtl_g,
+    # nash_mtl, fairgrad, aligned_mtl, upgrad, dualproj, config, graddrop: see docs/multitask.md.
     config.multitask.method = "sum"
-    config.multitask.engine = "auto"  # or plain, stack, stack_map: how tasks are kept apart
+    # Options of the methods that have any.
+    config.multitask.options = ConfigDict()
+    config.multitask.options.aligned_mtl = ConfigDict({"scale": "min"})  # or median, rmse
+    config.multitask.options.cagrad = ConfigDict({"c": 0.4})
+    config.multitask.options.dwa = ConfigDict({"temperature": 2.0, "window": 100})  # steps
+    config.multitask.options.fairgrad = ConfigDict({"alpha": 2.0})
+    config.multitask.options.famo = ConfigDict({"learning_rate": 0.025, "weight_decay": 1e-3})
+    config.multitask.options.gradnorm = ConfigDict({"alpha": 1.5, "learning_rate": 0.025})
+    config.multitask.options.gradvac = ConfigDict({"beta": 0.5})
+    config.multitask.options.imtl_l = ConfigDict({"learning_rate": 0.025})
+    config.multitask.options.uncertainty = ConfigDict({"learning_rate": 0.025})
+    config.multitask.weights = ConfigDict()  # task id -> weight of its loss; 1 for the others
+    config.multitask.gramian_ema = 0.0  # decay of a moving average of the Gramian; 0 = none
+    config.multitask.clip = 0.0  # largest weight of a task, in mean weights; 0 = no limit
+    # How task gradients are kept apart: plain, layer, stack, stack_map, stream; auto chooses.
+    config.multitask.engine = "auto"
     config.multitask.at_once = 3  # slots that stack_map holds the activations of
+    # Regex over shared parameters that stand for all of them, with engine 'layer': gradnorm's
+    # "last shared layer".
+    config.multitask.layer = "^encoder/norm/"
+    config.multitask.record = False  # write the inner products of task gradients: gramians/
 
     config.evaluate = ConfigDict()
     config.evaluate.part = "val"  # or test, all
@@ -132,7 +151,7 @@ def check(config: ConfigDict) -> None:
     # Here, so that the command line can be read without waiting for JAX.
     from usfm.models.dinov3 import VARIANTS
     from usfm.models.functional import REMAT
-    from usfm.objectives.multitask import choose_engine
+    from usfm.training.method import check as check_method
 
     if not config.data.root:
         raise UserError("data.root is not set: give --config.data.root=FM_UIA_FOLDER")
@@ -176,6 +195,9 @@ def check(config: ConfigDict) -> None:
         ("optimizer.layer_decay", 1e-3, 1.0),
         ("optimizer.warmup", 0.0, 1.0),
         ("optimizer.b2", 0.0, 0.999999),
+        ("multitask.gramian_ema", 0.0, 0.9999),
+        ("multitask.clip", 0.0, float("inf")),
+        ("multitask.at_once", 1, float("inf")),
         ("checkpoint.every_steps", 1, float("inf")),
         ("checkpoint.keep", 1, float("inf")),
         ("evaluate.batch_size", 1, float("inf")),
@@ -189,15 +211,13 @@ def check(config: ConfigDict) -> None:
                 f"model.decoder_width.{kind}={width}: give up to 64 channels, or a multiple of 64"
             )
     _check_moe(config.model)
-    for pattern in config.optimizer.freeze:
+    patterns = [("optimizer.freeze", pattern) for pattern in config.optimizer.freeze]
+    for field, pattern in [*patterns, ("multitask.layer", config.multitask.layer)]:
         try:
             re.compile(pattern)
         except (re.error, TypeError) as error:
-            raise UserError(f"optimizer.freeze: {pattern!r} is not a regex: {error}") from error
-    skip = config.train.on_nonfinite == "skip_task"
-    choose_engine(config.multitask.engine, config.multitask.method, skip)
-    if config.multitask.at_once < 1:
-        raise UserError(f"multitask.at_once={config.multitask.at_once}: give 1 or more slots")
+            raise UserError(f"{field}: {pattern!r} is not a regex: {error}") from error
+    check_method(config.multitask, config.train.on_nonfinite == "skip_task")
 
 
 def _check_moe(model: ConfigDict) -> None:

@@ -25,7 +25,7 @@ TASKS = (
     Task("seg3", "segmentation", num_classes=3),
 )
 T, N = len(TASKS), 2
-ENGINES = multitask.ENGINES
+ENGINES = ("plain", "stack", "stack_map")
 MODEL = M2DINO(TASKS, variant="tiny", decoder_width=dict.fromkeys(TYPES, 8))
 SLOTS = {"classification": 3, "detection": 1, "regression": 2, "segmentation": 2}
 CLS2, CLS3, DET, PTS, SEG2, SEG3 = range(T)
@@ -414,14 +414,6 @@ def test_a_task_whose_gradient_is_zero_is_left_out():
     np.testing.assert_allclose(grads["encoder"], expected, rtol=1e-6)
 
 
-def test_weights_that_cancel_move_nothing(monkeypatch):
-    monkeypatch.setattr(surgery, "weights", lambda *_, **__: jnp.array([1.0, -1.0]))
-    images = [[1.0, 4.0, 9.0], [4.0, 1.0, 1.0], [16.0, 4.0, 1.0]]
-    _, present, grads = root_of_products(ROOT_PARAMS, images, engine="stack", method="pcgrad")
-    assert present.all()
-    np.testing.assert_array_equal(grads["encoder"], 0)
-
-
 def test_a_gradient_that_is_not_finite_marks_a_finite_loss():
     images = [[4.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 1.0, 1.0]]
     losses, present, grads = root_of_products(
@@ -435,37 +427,3 @@ def test_a_gradient_that_is_not_finite_marks_a_finite_loss():
 
 def test_the_layout_of_the_batch_is_that_of_the_types():
     assert tuple(SLOTS) == TYPES == MODEL.types
-
-
-# ---- choose_engine ----
-
-
-@pytest.mark.parametrize(
-    ("engine", "method", "skip", "chosen"),
-    [
-        ("auto", "sum", False, "plain"),
-        ("auto", "mean", False, "plain"),
-        ("auto", "sum", True, "stack"),
-        ("auto", "pcgrad", False, "stack"),
-        ("auto", "upgrad", False, "stack"),
-        ("stack_map", "mgda", True, "stack_map"),
-        ("stack", "sum", False, "stack"),
-        ("plain", "sum", False, "plain"),
-    ],
-)
-def test_the_engine_is_as_cheap_as_the_method_allows(engine, method, skip, chosen):
-    assert multitask.choose_engine(engine, method, skip) == chosen
-
-
-@pytest.mark.parametrize(
-    ("engine", "method", "skip", "message"),
-    [
-        ("auto", "magic", False, "multitask.method='magic' is unknown; choose from sum, mean"),
-        ("fast", "sum", False, "multitask.engine='fast' is unknown; choose from auto, plain"),
-        ("plain", "pcgrad", False, "cannot serve multitask.method='pcgrad'; use auto or stack"),
-        ("plain", "sum", True, "cannot serve train.on_nonfinite; use auto or stack"),
-    ],
-)
-def test_an_engine_that_cannot_serve_is_refused(engine, method, skip, message):
-    with pytest.raises(ValueError, match=message):
-        multitask.choose_engine(engine, method, skip)

@@ -12,10 +12,11 @@ from usfm.training.logs import LAG, Log, NonFiniteError
 TASKS = ["first", "second"]
 
 
-def metrics(losses, present=(True, True), grad_norm=1.0, ok=True) -> Any:
+def metrics(losses, present=(True, True), grad_norm=1.0, ok=True, left_out=None) -> Any:
     return {
         "losses": np.array(losses, np.float32),
         "present": np.array(present),
+        "left_out": np.isnan(losses) if left_out is None else np.array(left_out),
         "grad_norm": np.float32(grad_norm),
         "ok": np.bool_(ok),
     }
@@ -89,7 +90,7 @@ def test_tasks_left_out_are_counted_in_the_line_and_named(tmp_path, capsys):
         log.add(1, metrics([1, 1]), images=8, waited=0.0)
         log.add(2, metrics([np.nan, 1], [False, True]), images=8, waited=0.0)
         log.add(3, metrics([np.nan, 4], [False, True]), images=8, waited=0.0)
-        log.add(4, metrics([5, np.nan], [True, False]), images=8, waited=0.0)
+        log.add(4, metrics([5, 3], [True, False], left_out=[False, True]), images=8, waited=0.0)
         for step in range(5, 9):
             log.add(step, metrics([1, 1]), images=8, waited=0.0)
         log.flush()
@@ -99,7 +100,8 @@ def test_tasks_left_out_are_counted_in_the_line_and_named(tmp_path, capsys):
     assert not any(name.startswith("left_out") for name in last)
     said = capsys.readouterr().err.splitlines()
     assert [text for text in said if "left out" in text] == [
-        "not finite and left out in the last 3 steps: first of 2, second of 1"
+        "left out in the last 3 steps, not finite: first of 2",
+        "left out in the last 3 steps, of a gradient that is zero: second of 1",
     ]
 
 

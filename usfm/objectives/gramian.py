@@ -1,30 +1,108 @@
 """Inner products of task gradients: all that most surgery methods ask of them."""
 
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from usfm.objectives.functions import Functions, Params
-from usfm.objectives.task_gradients import SlotGradients
+from usfm.objectives.task_gradients import SlotGradients, devices, spread
 
 
-def gramian(gradients: SlotGradients, functions: Functions) -> jax.Array:
-    """[S, S] inner products of the slots' gradients of the shared parameters.
+@dataclasses.dataclass(frozen=True)
+class Groups:
+    """Groups of layers whose inner products are kept apart.
 
-    A decoder is shared among the tasks of its type alone, and adds to their block only.
+    Attributes:
+        names: of the groups.
+        of: like the parameters with keys encoder and decoders; the number of each leaf's group, or
+            int [L] those of the layers that it stacks. Below 0 is what does not count.
     """
-    slots = gradients.sums.shape[0]
-    result = jnp.zeros((slots, slots)) + _products(gradients.encoder)
+
+    names: tuple[str, ...]
+    of: Params
+
+
+def gramian(
+    gradients: SlotGradients,
+    functions: Functions,
+    groups: Groups | None = None,
+    scale: Params | None = None,
+) -> jax.Array:
+    """Inner products [G, S, S] of the slots' gradients of the shared parameters, by group.
+
+    A decoder is shared among the tasks of its type alone, and adds to their block only. On a mesh
+    every device multiplies its share of the parameters, and one sum over devices follows.
+
+    Args:
+        gradients: of S slots.
+        functions: whose slots they are.
+        groups: None = one group of all.
+        scale: like the parameters: <g_i, scale * g_j>; None = 1.
+    """
+    slots, count = gradients.sums.shape[0], len(groups.names) if groups else 1
+    parts = list(_parts(gradients, functions, groups, scale))
+    mesh = devices()
+    specs = [(spread(stack), None if factor is None else P(*spread(stack)[1:]))
+             for _, _, stack, factor in parts]  # fmt: skip
+
+    def local(arrays: list[tuple[jax.Array, jax.Array | None]]) -> jax.Array:
+        total = jnp.zeros((count, slots, slots))
+        for (own, group, *_), (stack, factor), (spec, _) in zip(parts, arrays, specs, strict=True):
+            products = _products(stack, factor, group, count)
+            if mesh is not None and spec == P():  # every device has the whole of it
+                products = jnp.where(_is_first(mesh), products, 0)
+            total = total.at[:, own, own].add(products)
+        return total if mesh is None else jax.lax.psum(total, mesh.axis_names)
+
+    arrays = [(stack, factor) for _, _, stack, factor in parts]
+    if mesh is None:
+        return local(arrays)
+    return jax.shard_map(local, in_specs=(specs,), out_specs=P())(arrays)
+
+
+def _parts(
+    gradients: SlotGradients, functions: Functions, groups: Groups | None, scale: Params | None
+) -> Iterator[tuple[slice, Any, jax.Array, jax.Array | None]]:
+    """(its slots, group, gradients [S, ...], scale) of every leaf."""
+    trees = [({"encoder": gradients.encoder}, slice(None))]
     start = 0
     for kind, count in functions.slots.items():
-        stop = start + count
-        result = result.at[start:stop, start:stop].add(_products(gradients.decoders[kind]))
-        start = stop
-    return result
+        own = slice(start, start + count)
+        trees.append(({"decoders": {kind: gradients.decoders[kind]}}, own))
+        start += count
+    for tree, own in trees:
+        for path, stack in jax.tree_util.tree_leaves_with_path(tree):
+            group = 0 if groups is None else _at(groups.of, path)
+            if np.any(np.asarray(group) >= 0):
+                yield own, group, stack, None if scale is None else _at(scale, path)
 
 
-def _products(stack: Params) -> jax.Array | float:
-    """[S, S], summed over the leaves; 0 where none is trained."""
+def _at(tree: Params, path: Any) -> Any:
+    for key in path:
+        tree = tree[key.key]
+    return tree
+
+
+def _products(
+    stack: jax.Array, factor: jax.Array | None, group: int | np.ndarray, count: int
+) -> jax.Array:
+    """[count, S, S] of one leaf [S, ...]."""
+    scaled = stack if factor is None else stack * factor
     # Accelerators would round the factors, and a conflict is a matter of sign.
-    leaves = [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(stack)]
-    products = [jnp.matmul(leaf, leaf.T, precision="highest") for leaf in leaves]
-    return jnp.stack(products).sum(0) if products else 0.0
+    if np.ndim(group) == 0:
+        flat, other = (a.reshape(a.shape[0], -1) for a in (stack, scaled))
+        products = jnp.matmul(flat, other.T, precision="highest")
+        return jnp.zeros((count, *products.shape)).at[int(group)].set(products)
+    layers, other = (a.reshape(*a.shape[:2], -1) for a in (stack, scaled))
+    products = jnp.einsum("slx,tlx->lst", layers, other, precision="highest")
+    members = jax.nn.one_hot(group, count)
+    return jnp.einsum("lst,lg->gst", products, members, precision="highest")
+
+
+def _is_first(mesh: Any) -> jax.Array:
+    return jnp.stack([jax.lax.axis_index(axis) == 0 for axis in mesh.axis_names]).all()

@@ -144,7 +144,7 @@ def _dual_cone(matrix: jax.Array, bound: jax.Array, present: jax.Array) -> jax.A
     UPGrad projects each u_i e_i by itself (Quinton and Rey 2024, arXiv 2406.16232), DualProj u
     (GEM, Lopez-Paz and Ranzato 2017, arXiv 1706.08840).
     """
-    unit, size = _unit(matrix, present)
+    unit, size = scaled(matrix, present)
     slack = solvers.nonnegative(unit, unit @ (size * bound), present)
     return jnp.where(present, bound + slack / size, 0)
 
@@ -154,7 +154,7 @@ def _mgda(gramian: jax.Array, present: jax.Array) -> jax.Array:
 
     The shortest convex combination is, up to its length, argmin 1/2 x' G x - <1, x> over x >= 0.
     """
-    unit, size = _unit(gramian, present)
+    unit, size = scaled(gramian, present)
     # Where gradients cancel x would have no end.
     unit = unit + max(1e-8, 8 * _eps(unit)) * jnp.eye(unit.shape[0], dtype=unit.dtype)
     # In units of the smallest gradient, which the shortest combination is no longer than.
@@ -173,7 +173,7 @@ def _cagrad(
     TorchJD, a g_w of no length gives no update.
     """
     gramian = _normalised(gramian, norm_eps)
-    unit, size = _unit(gramian, present)
+    unit, size = scaled(gramian, present)
     length = jnp.sqrt(jnp.maximum(mean @ gramian @ mean, 0))
     linear = jnp.where(present, (gramian @ mean) / size, 0)
     x = solvers.towards(unit, linear, c * length, 1 / size, present)
@@ -189,14 +189,14 @@ def _fairgrad(gramian: jax.Array, present: jax.Array, alpha: float) -> jax.Array
     At alpha 1 that is Nash-MTL (Navon et al. 2022, arXiv 2202.01017, eq. 3). The official code of
     the latter divides G by its norm and shortens long updates; the direction is the same.
     """
-    unit, size = _unit(gramian, present)
+    unit, size = scaled(gramian, present)
     power = 1 / alpha
     return jnp.where(present, solvers.balanced(unit, size ** (power - 1), power, present) / size, 0)
 
 
 def _imtl_g(gramian: jax.Array, present: jax.Array) -> jax.Array:
     """IMTL-G (Liu et al. 2021, ICLR, eq. 6): equal projections on all unit gradients, sum 1."""
-    unit, size = _unit(gramian, present)
+    unit, size = scaled(gramian, present)
     v = jnp.where(present, _pseudo_solve(unit, present.astype(unit.dtype)) / size, 0)
     total = v.sum()
     found = jnp.abs(total) > 1e-12 * jnp.abs(v).sum()
@@ -205,7 +205,7 @@ def _imtl_g(gramian: jax.Array, present: jax.Array) -> jax.Array:
 
 def _config(gramian: jax.Array, present: jax.Array) -> jax.Array:
     """ConFIG (Liu et al. 2024, arXiv 2408.11104): equal cosines, summed projections for length."""
-    unit, size = _unit(gramian, present)
+    unit, size = scaled(gramian, present)
     v = _pseudo_solve(unit, present.astype(unit.dtype)) * present
     length = jnp.sqrt(jnp.maximum(v @ unit @ v, 0))
     found = length > _eps(unit)
@@ -236,7 +236,7 @@ def _aligned_mtl(gramian: jax.Array, present: jax.Array, mean: jax.Array, scale:
     return jnp.where(kept.any(), aligned, mean) * present
 
 
-def _unit(gramian: jax.Array, present: jax.Array) -> tuple[jax.Array, jax.Array]:
+def scaled(gramian: jax.Array, present: jax.Array) -> tuple[jax.Array, jax.Array]:
     """D^-1 G D^-1 with a diagonal of 1 (the identity where absent), and the lengths D [T].
 
     A gradient that is zero, or rounding beside the largest, counts as short but has a length.

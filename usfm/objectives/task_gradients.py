@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from usfm.objectives.functions import Batch, Functions, Params, merge_slots, slot_loss
 
@@ -38,9 +39,11 @@ class SlotGradients:
 
 
 def slot_gradients(
-    functions: Functions, params: Params, batch: Batch, key: jax.Array
+    functions: Functions, params: Params, batch: Batch, keys: jax.Array
 ) -> SlotGradients:
     """One vmapped backward pass that keeps the slots' gradients apart (the "stack" engine).
+
+    Randomness is drawn from keys [S], one a slot.
 
     The encoder is one call vmapped over all slots, though each type has a decoder of its own: seen
     from inside that call, the decoders are one function with a vmap rule, which meets the maps of
@@ -61,12 +64,10 @@ def slot_gradients(
         return rest, pull_back(cotangent)[0]
 
     indices = jnp.arange(batch["task"].shape[0])
-    keys = jax.random.split(key, indices.size)
     rest, own = jax.vmap(one_slot, out_axes=(None, 0))(dict(batch), indices, keys)
     sums, counts, aux, decoders, heads = rest
-    return SlotGradients(
-        sums, counts, aux, own["encoder"], decoders, heads, own.get("task_embedding", {})
-    )
+    encoder, decoders = _spread_all((own["encoder"], decoders))
+    return SlotGradients(sums, counts, aux, encoder, decoders, heads, own.get("task_embedding", {}))
 
 
 def _heads_of_all_slots(functions: Functions, params: Params, batch: Batch) -> Callable[..., Any]:
@@ -112,7 +113,7 @@ def _heads_of_all_slots(functions: Functions, params: Params, batch: Batch) -> C
 
 
 def mapped_slot_gradients(
-    functions: Functions, params: Params, batch: Batch, key: jax.Array, at_once: int
+    functions: Functions, params: Params, batch: Batch, keys: jax.Array, at_once: int
 ) -> SlotGradients:
     """The same, `at_once` slots after the other (the "stack_map" engine).
 
@@ -123,43 +124,54 @@ def mapped_slot_gradients(
         functions: as for slot_gradients.
         params: likewise.
         batch: likewise.
-        key: likewise; the slots draw the same from it.
+        keys: likewise.
         at_once: slots of a type that are vmapped; those left over of a type are so by themselves.
     """
-    shared = {name: params[name] for name in ("encoder", "task_embedding") if name in params}
-    keys = jax.random.split(key, batch["task"].shape[0])
-    of_aux = _auxiliary_cotangents(functions, params, batch, keys, at_once)
+    of_aux = auxiliary_cotangents(functions, params, batch, keys, at_once)
     sums, counts, aux, encoder, embedding, decoders, heads = [], [], [], [], [], {}, {}
     for kind in functions.slots:
-
-        def one_slot(own: tuple[Any, jax.Array, Any], kind: str = kind) -> tuple[Any, Params]:
-            slot, key, pull = own
-            mine = {part: {kind: params[part][kind]} for part in ("decoders", "heads")}
-
-            def total(params: Params) -> tuple[jax.Array, Any]:
-                maps, aux = functions.encode(
-                    params, slot["image"], slot["task"], train=True, key=key
-                )
-                value, count = slot_loss(functions, params, kind, maps, slot)
-                pulled = jax.tree.map(jnp.vdot, aux, pull)
-                return value + sum(jax.tree.leaves(pulled)), (value, count, aux)
-
-            gradient, rest = jax.grad(total, has_aux=True)({**shared, **mine})
-            return rest, gradient
-
         own = functions.of_type((dict(batch), keys, of_aux), kind)
-        (s, c, a), g = _map(one_slot, own, at_once)
+        (s, c, a), g = _map(one_slot_gradient(functions, params, kind), own, at_once)
         sums, counts, aux = [*sums, s], [*counts, c], [*aux, a]
         encoder, embedding = [*encoder, g["encoder"]], [*embedding, g.get("task_embedding", {})]
-        decoders[kind], heads[kind] = g["decoders"][kind], g["heads"][kind]
+        decoders |= g["decoders"]
+        heads |= g["heads"]
     sums, counts, aux, encoder, embedding = (
         jax.tree.map(lambda *parts: jnp.concatenate(parts), *of_kinds)
         for of_kinds in (sums, counts, aux, encoder, embedding)
     )
+    encoder, decoders = _spread_all((encoder, decoders))
     return SlotGradients(sums, counts, aux, encoder, decoders, heads, embedding)
 
 
-def _auxiliary_cotangents(
+def one_slot_gradient(
+    functions: Functions, params: Params, kind: str
+) -> Callable[[tuple[Batch, jax.Array, Any]], tuple[Any, Params]]:
+    """The backward pass of one slot of a type.
+
+    Returns:
+        (slot, its key, what the auxiliary loss asks of its `aux`) -> (sum, count, aux), gradient
+        with the keys encoder, decoders, heads and perhaps task_embedding.
+    """
+    own = {name: params[name] for name in ("encoder", "task_embedding") if name in params}
+    own |= {part: {kind: params[part][kind]} for part in ("decoders", "heads")}
+
+    def gradient(given: tuple[Batch, jax.Array, Any]) -> tuple[Any, Params]:
+        slot, key, pull = given
+
+        def total(params: Params) -> tuple[jax.Array, Any]:
+            maps, aux = functions.encode(params, slot["image"], slot["task"], train=True, key=key)
+            value, count = slot_loss(functions, params, kind, maps, slot)
+            pulled = jax.tree.map(jnp.vdot, aux, pull)
+            return value + sum(jax.tree.leaves(pulled)), (value, count, aux)
+
+        grads, rest = jax.grad(total, has_aux=True)(own)
+        return rest, grads
+
+    return gradient
+
+
+def auxiliary_cotangents(
     functions: Functions, params: Params, batch: Batch, keys: jax.Array, at_once: int
 ) -> Any:
     """What the auxiliary loss asks of each slot's `aux`, times the count of the slot's task."""
@@ -191,3 +203,34 @@ def _map(function: Callable[[Any], Any], slots: Any, at_once: int) -> Any:
     """The function of every slot, `at_once` of them in one go."""
     count = jax.tree.leaves(slots)[0].shape[0]
     return jax.lax.map(function, slots, batch_size=min(at_once, count))
+
+
+def spread(stack: jax.Array) -> P:
+    """How the gradients [S, ...] of a leaf lie on the mesh: its largest axis over all devices.
+
+    Every slot's gradient comes from the devices that hold the slot. Spread like parameters
+    under FSDP instead, S of them take as much memory on each device as S / devices do, and
+    their inner products are sums over devices.
+    """
+    mesh = devices()
+    if mesh is None:
+        return P()
+    # Not a stack's layers, which groups tell apart.
+    axes = range(2 if stack.ndim > 2 else 1, stack.ndim)
+    fits = [axis for axis in axes if stack.shape[axis] % mesh.size == 0]
+    if not fits:
+        return P()
+    largest = max(fits, key=lambda axis: stack.shape[axis])
+    return P(*[None] * largest, mesh.axis_names)
+
+
+def devices() -> jax.sharding.AbstractMesh | None:
+    """The mesh that the program runs on; None for one device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or mesh.size == 1 else mesh
+
+
+def _spread_all(tree: Any) -> Any:
+    if devices() is None:
+        return tree
+    return jax.tree.map(lambda g: jax.lax.with_sharding_constraint(g, spread(g)), tree)

@@ -55,10 +55,12 @@ class Log:
     A line of metrics.jsonl holds step, seconds (of this start of the run), loss/TASK (the mean
     over the steps in which the task was present), grad_norm, images_per_second, data_wait (share
     of the time spent waiting for batches), compilations (of the process, up to this step); where a
-    task was left out of steps, left_out/TASK (their number); and of mixtures of experts
+    task was left out of steps, left_out/TASK (their number); weight/TASK (the mean weight of its
+    gradient) where tasks do not all weigh the same, and conflicts (the share of pairs of tasks
+    whose mean inner product is negative) where these are at hand; and of mixtures of experts
     routing/TASK (a list: the share of the task's choices by expert) and dropped (the share of
-    choices that found no expert with room). Means and numbers are of the
-    steps since the line before.
+    choices that found no expert with room). Means and numbers are of the steps since the line
+    before.
     """
 
     def __init__(
@@ -107,7 +109,10 @@ class Log:
     def _take(self) -> None:
         step = self._pending.popleft()
         step = dataclasses.replace(
-            step, metrics={name: np.asarray(value) for name, value in step.metrics.items()}
+            step,
+            metrics={
+                name: np.asarray(value) for name, value in step.metrics.items() if name != "record"
+            },
         )
         if not step.metrics["ok"]:
             finite = np.isfinite(step.metrics["losses"])
@@ -126,7 +131,7 @@ class Log:
         losses = np.array([step.metrics["losses"] for step in window])
         present = np.array([step.metrics["present"] for step in window])
         sums, counts = np.where(present, losses, 0).sum(0), present.sum(0)
-        left_out = (~np.isfinite(losses)).sum(0)
+        left_out = np.array([step.metrics["left_out"] for step in window])
         images_per_second = sum(step.images for step in window) / elapsed
         last = window[-1]
 
@@ -138,9 +143,10 @@ class Log:
         line["images_per_second"] = round(images_per_second, 1)
         line["data_wait"] = round(sum(step.waited for step in window) / elapsed, 4)
         line["compilations"] = last.compilations
+        line |= self._surgery(window, present)
         line |= self._routing(window)
-        broken = {t: int(n) for t, n in zip(self._tasks, left_out, strict=True) if n}
-        line |= {f"left_out/{task}": count for task, count in broken.items()}
+        numbers = left_out.sum(0).tolist()
+        line |= {f"left_out/{t}": n for t, n in zip(self._tasks, numbers, strict=True) if n}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 
@@ -150,9 +156,33 @@ class Log:
             if not self._first:  # the time of the first is that of compiling
                 status += f", {(self._steps - last.number) * elapsed / len(window):.0f} s left"
             self._say(f"step {last.number} of {self._steps}: {status}")
-        if broken:
-            steps = ", ".join(f"{task} of {count}" for task, count in broken.items())
-            self._say(f"not finite and left out in the last {len(window)} steps: {steps}")
+        broken = ~np.isfinite(losses)
+        for why, which in (
+            ("not finite", left_out & broken),
+            ("of a gradient that is zero", left_out & ~broken),
+        ):
+            counts = zip(self._tasks, which.sum(0).tolist(), strict=True)
+            if named := ", ".join(f"{task} of {count}" for task, count in counts if count):
+                self._say(f"left out in the last {len(window)} steps, {why}: {named}")
+
+    def _surgery(self, window: Sequence[_Step], present: np.ndarray) -> dict[str, Any]:
+        """What the multi-task method saw and did, from presence [steps, T]."""
+        line: dict[str, Any] = {}
+        if "weights" in window[0].metrics:
+            means = np.mean([step.metrics["weights"] for step in window], 0, where=present)
+            line |= {
+                f"weight/{task}": round(float(mean), 4)
+                for task, mean, seen in zip(
+                    self._tasks, means, np.asarray(present.any(0)), strict=True
+                )
+                if seen
+            }
+        if "gramian" in window[0].metrics:
+            both = present[:, :, None] & present[:, None, :]
+            total = np.where(both, [step.metrics["gramian"] for step in window], 0).sum(0)
+            pairs = np.triu(both.any(0), 1)
+            line["conflicts"] = round(float((total < 0)[pairs].mean()), 4) if pairs.any() else 0.0
+        return line
 
     def _routing(self, window: Sequence[_Step]) -> dict[str, Any]:
         if "routing" not in window[0].metrics:

@@ -15,7 +15,7 @@ import numpy as np
 # {"encoder/blocks": (0, 1, 2), "encoder/moe_blocks": (3, 4)}.
 Layers = Mapping[str, tuple[int, ...]]
 
-Answer = TypeVar("Answer", bool, float)
+Answer = TypeVar("Answer", bool, int, float)
 
 
 def virtual_names(name: str, layers: Layers) -> tuple[str, ...]:

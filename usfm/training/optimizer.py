@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
@@ -42,6 +43,18 @@ def make(config: ConfigDict, steps: int, layers: Layers) -> optax.GradientTransf
         # After the decay, which is thereby scaled too.
         optax.stateless(lambda updates, _: _scale(updates, rates(updates, config, layers))),
     )
+
+
+def preconditioner(opt_state: Any, config: ConfigDict) -> Any:
+    """What Adam multiplies a gradient by, like the parameters: 1 / (sqrt(v) + eps), v unbiased.
+
+    Args:
+        opt_state: after an update at least.
+        config: the run's `optimizer`.
+    """
+    adam = optax.tree_utils.tree_get(opt_state, "ScaleByAdamState")
+    unbiased = 1 / (1 - config.b2**adam.count)
+    return jax.tree.map(lambda v: 1 / (jnp.sqrt(v * unbiased) + 1e-8), adam.nu)
 
 
 def decays(params: Any) -> Any:

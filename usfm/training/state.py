@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from usfm.models.m2dino import M2DINO
 from usfm.training import sharding
 from usfm.training.freeze import Params, frozen, merge, split
+from usfm.training.method import weighting_of
 from usfm.training.names import Layers
 
 
@@ -24,7 +25,7 @@ class TrainState:
         step: int32 [], the steps done. The data position and all randomness follow from it.
         params: the model's parameters, nested dicts.
         opt_state: the optimizer's, of the trainable parameters.
-        multitask: of a multi-task method that remembers; {} for the others.
+        multitask: of a multi-task method that remembers (objectives/weighting.py); {} for others.
         ema: moving averages of the trainable parameters, None in place of the frozen ones; {}
             where config.train.ema is 0.
     """
@@ -40,13 +41,15 @@ def create(
     model: M2DINO, optimizer: optax.GradientTransformation, config: ConfigDict, mesh: Mesh
 ) -> tuple[TrainState, TrainState]:
     """The initial state of a run, placed on the mesh, and its shapes with their shardings."""
+    weighting = weighting_of(config.multitask, model.tasks)
 
     def make() -> TrainState:
         params = model.init(jax.random.key(config.train.seed))
         trainable, _ = split(params, frozen(params, config.optimizer.freeze, model.layers))
         opt_state = optimizer.init(trainable)
         ema = trainable if config.train.ema else {}
-        state = TrainState(jnp.int32(0), params, opt_state, multitask={}, ema=ema)
+        multitask = weighting.init(len(model.tasks))
+        state = TrainState(jnp.int32(0), params, opt_state, multitask, ema)
         # A weakly typed constant among them would be strong after a step: compiled twice.
         return jax.tree.map(lambda leaf: jnp.asarray(leaf, leaf.dtype), state)
 

@@ -16,10 +16,12 @@ from usfm.objectives import multitask
 from usfm.objectives.functions import Functions
 from usfm.objectives.losses import LOSSES
 from usfm.objectives.routing import RouterLoss, dropped, load_by_task
+from usfm.training import method
 from usfm.training.freeze import Params, frozen, hold, merge, split
+from usfm.training.optimizer import preconditioner
 from usfm.training.state import TrainState, averaged
 
-Step = Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]
+Step = Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, Any]]]
 
 
 def make_step(
@@ -42,15 +44,22 @@ def make_step(
             (losses.class_weights); None = all alike.
 
     Returns:
-        (state, uint8 batch) -> (new state, metrics): losses [T], present [T], grad_norm [] and
-        ok [], whether the update was made; where there are mixtures of experts also routing
-        [T, E] and dropped [] (objectives/routing.py). An update that is not finite is never made:
-        what follows is then the loop's to decide. The old state's memory is reused.
+        (state, uint8 batch) -> (new state, metrics): losses, present and left_out [T], grad_norm []
+        and ok [], whether the update was made; unless all tasks weigh the same also weights [T],
+        and where it is at hand gramian [T, T]; where there are mixtures of experts also routing
+        [T, E] and dropped [] (objectives/routing.py); and with multitask.record also record, a dict
+        of record.FIELDS. An update that is not finite is never made: what follows is then the
+        loop's to decide. The old state's memory is reused.
     """
     is_frozen = frozen(abstract_state.params, config.optimizer.freeze, model.layers)
     skip = config.train.on_nonfinite == "skip_task"
-    method = config.multitask.method
-    engine = multitask.choose_engine(config.multitask.engine, method, skip)
+    settings = config.multitask
+    weighting = method.weighting_of(settings, model.tasks)
+    trained, _ = split(abstract_state.params, is_frozen)
+    layer = None
+    if settings.engine == "layer" or weighting.needs == "norms":
+        layer = method.layer_of(trained, settings.layer, model.layers)
+    groups = method.recorded_groups(trained, model.layers)
     moe = config.model.moe
     router_loss = RouterLoss(moe.balance_weight, moe.z_weight)
     strength, seed = config.data.augment, config.train.seed
@@ -58,7 +67,7 @@ def make_step(
 
     def step(
         state: TrainState, batch: Mapping[str, jax.Array]
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
+    ) -> tuple[TrainState, dict[str, Any]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         augment_key, task_key = jax.random.split(key)
         batch = augment(batch, augment_key, strength=strength, flip_ok=flip_ok)
@@ -71,27 +80,49 @@ def make_step(
         functions = _functions(
             model, slots, lambda params: merge(hold(params, is_frozen), rest), router_loss
         )
+        engine = method.engine_of(settings, weighting.needs, skip, functions, trainable, batch)
         out = multitask.answer(
             functions,
             trainable,
             batch,
             state.multitask,
             task_key,
-            method=method,
+            weighting=weighting,
             engine=engine,
-            at_once=config.multitask.at_once,
+            at_once=settings.at_once,
             skip_nonfinite=skip,
+            layer=layer,
+            halves=settings.record and batch["valid"].shape[1] % 2 == 0,
         )
         grad_norm = optax.tree.norm(out.grads)
         # A task that was left out has a NaN loss and is not present; nothing of it is in grads.
         ok = jnp.isfinite(grad_norm) & out.present.any()
         ok &= jnp.all(jnp.isfinite(out.losses) | ~out.present)
         updates, opt_state = optimizer.update(out.grads, state.opt_state, trainable)
-        trainable = optax.apply_updates(trainable, updates)
+        trainable: Params = optax.apply_updates(trainable, updates)
+        remembered = multitask.look_back(functions, trainable, batch, task_key, out, weighting)
         ema = averaged(state.ema, trainable, config.train.ema, state.step)
-        new = TrainState(state.step, merge(trainable, rest), opt_state, out.state, ema)
+        new = TrainState(state.step, merge(trainable, rest), opt_state, remembered, ema)
         new = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, state)
-        metrics = {"losses": out.losses, "present": out.present, "grad_norm": grad_norm, "ok": ok}
+        metrics: dict[str, Any] = {
+            "losses": out.losses,
+            "present": out.present,
+            "left_out": out.left_out,
+            "grad_norm": grad_norm,
+            "ok": ok,
+        }
+        if weighting.needs != "nothing":
+            metrics["weights"] = out.weights
+        if out.gramian is not None:
+            metrics["gramian"] = out.gramian
+        if settings.record:
+            assert out.products is not None
+            scales = {"": None, "preconditioned_": preconditioner(opt_state, config.optimizer)}
+            metrics["record"] = {
+                prefix + name: value
+                for prefix, scale in scales.items()
+                for name, value in dataclasses.asdict(out.products(groups, scale)).items()
+            }
         if out.aux:
             valid = batch["valid"]
             metrics["routing"] = load_by_task(out.aux, batch["task"], valid, len(model.tasks))

@@ -35,6 +35,8 @@ from usfm.training import sharding
 from usfm.training.checkpoint import Checkpoints, tasks_from_meta, tasks_to_meta
 from usfm.training.freeze import frozen, trained
 from usfm.training.logs import Log, NonFiniteError
+from usfm.training.method import RECORDED, weighting_of
+from usfm.training.record import Record
 from usfm.training.state import TrainState, create, started_from
 from usfm.training.step import Step, make_step
 
@@ -108,6 +110,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, folder: Folder, splits: Spl
         SystemExit: SIGTERM or Ctrl-C came; all is saved.
     """
     # ---- Devices and data ----
+    weighting_of(config.multitask, folder.tasks)  # what is wrong there is said before all work
     mesh = sharding.make_mesh(config.mesh)
     jax.set_mesh(mesh)
     if config.train.slots % sharding.slot_shards(mesh):
@@ -165,6 +168,13 @@ def train(config: ConfigDict, workdir: pathlib.Path, folder: Folder, splits: Spl
             steps=steps,
             every=config.train.log_every,
         )
+        record = Record(
+            workdir / "gramians",
+            [task.id for task in folder.tasks],
+            RECORDED,
+            optimizers.schedule(config.optimizer, steps),
+            start,
+        )
         with log, _terminated() as terminated, _closing(batches, start, config) as stream:
             for done in range(start + 1, steps + 1):
                 began = time.perf_counter()
@@ -175,8 +185,10 @@ def train(config: ConfigDict, workdir: pathlib.Path, folder: Folder, splits: Spl
                 stopping = bool(terminated)  # read once, for a signal comes at any moment
                 try:
                     log.add(done, metrics, images, waited)
+                    record.add(done, metrics)
                     if done % config.checkpoint.every_steps == 0 or done == steps or stopping:
                         log.flush()  # What is saved is known to be finite.
+                        record.write(done)
                         checkpoints.save(done, state, meta)
                 except NonFiniteError as error:
                     raise _explained(error, checkpoints, workdir) from None

@@ -1,0 +1,149 @@
+"""GradDrop (Chen et al. 2020, arXiv 2010.06808, algorithm 1): one sign a coordinate.
+
+Where task gradients disagree about a coordinate, the positive ones are kept with probability
+P = (1 + sum g / sum |g|) / 2, else the negative ones. That needs only the sum over tasks of the
+positive parts and that of the negative parts: two accumulators of the parameters' size, whatever
+the number of tasks. Coordinates about which all agree get the sum.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from usfm.objectives.functions import Batch, Functions, Params
+from usfm.objectives.task_gradients import auxiliary_cotangents, one_slot_gradient
+
+
+@dataclasses.dataclass(frozen=True)
+class Streamed:
+    """What the slots say beside their gradients.
+
+    Attributes:
+        sums, counts: float32 [S].
+        aux: what the encoder says beside its maps, every leaf [S, ...].
+        broken: bool [T], tasks whose gradient is not finite.
+    """
+
+    sums: jax.Array
+    counts: jax.Array
+    aux: Any
+    broken: jax.Array
+
+
+def of_stack(stack: Params, scale: jax.Array, key: jax.Array) -> Params:
+    """The update of slots' gradients that are at hand.
+
+    Args:
+        stack: every leaf [S, ...].
+        scale: float32 [T, S], what a slot's gradient counts in its task's; 0 for other tasks'.
+        key: of the draws.
+    """
+
+    def parts(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
+        tasks = jnp.einsum("ts,s...->t...", scale, leaf, precision="highest")
+        return jnp.maximum(tasks, 0).sum(0), jnp.maximum(-tasks, 0).sum(0)
+
+    both = jax.tree.map(parts, stack)
+    positive, negative = (
+        jax.tree.map(lambda pair, n=n: pair[n], both, is_leaf=lambda x: isinstance(x, tuple))
+        for n in (0, 1)
+    )
+    return drawn(positive, negative, key)
+
+
+def drawn(positive: Params, negative: Params, key: jax.Array) -> Params:
+    """One sign a coordinate, from the sums of positive and of negative parts (both at least 0)."""
+    leaves, structure = jax.tree.flatten(positive)
+    out = []
+    for number, (p, n) in enumerate(zip(leaves, jax.tree.leaves(negative), strict=True)):
+        draw = jax.random.uniform(jax.random.fold_in(key, number), p.shape, p.dtype)
+        # P = p / (p + n) > draw, without a division by 0; draws are below 1.
+        out.append(jnp.where(p > draw * (p + n), p, -n))
+    return jax.tree.unflatten(structure, out)
+
+
+def streamed(
+    functions: Functions,
+    params: Params,
+    batch: Batch,
+    keys: jax.Array,
+    weights: jax.Array,
+    skip_nonfinite: bool,
+) -> tuple[tuple[Params, Params], Params, Streamed]:
+    """The two accumulators, slot after slot (the "stream" engine).
+
+    Args:
+        functions: the model's functions and the slots' layout.
+        params: as for multitask.answer.
+        batch: likewise.
+        keys: of the slots [S].
+        weights: float32 [T] of the tasks' gradients.
+        skip_nonfinite: whether to leave out tasks whose gradient is not finite.
+
+    Returns:
+        the sums of positive and of negative parts, with the keys encoder and decoders; the plain
+        gradients of heads and, where there is one, task_embedding; and what the slots say.
+    """
+    pull = auxiliary_cotangents(functions, params, batch, keys, 1)
+    shared, own = ("encoder", "decoders"), [n for n in ("heads", "task_embedding") if n in params]
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    done: dict[str, Any] = {"positive": {name: zeros[name] for name in shared},
+            "negative": {name: zeros[name] for name in shared},
+            "plain": {name: zeros[name] for name in own},
+            "broken": jnp.zeros(functions.tasks, bool)}  # fmt: skip
+    said = []
+    for kind in functions.slots:
+        gradient = one_slot_gradient(functions, params, kind)
+        slots = functions.of_type((dict(batch), keys, pull), kind)
+        order = jnp.argsort(slots[0]["task"])  # the slots of a task come one after the other
+
+        def step(state: Any, slot: Any, gradient: Any = gradient) -> Any:
+            closed, task, count, collected = state
+            (value, counted, aux), grads = gradient(slot)
+            new = slot[0]["task"] != task
+            closed = jax.lax.cond(new, close, lambda closed, *_: closed, *state)
+            collected = jax.tree.map(lambda a, g: jnp.where(new, 0, a) + g, collected, grads)
+            count = jnp.where(new, 0, count) + counted
+            return (closed, slot[0]["task"], count, collected), (value, counted, aux)
+
+        def close(closed: Any, task: jax.Array, count: jax.Array, collected: Params) -> Any:
+            """Adds the gradient of a task that is complete."""
+            mean = jax.tree.map(lambda g: g / jnp.maximum(count, 1), collected)
+            fine = jnp.isfinite(sum(jnp.vdot(g, g) for g in jax.tree.leaves(mean)))
+            if skip_nonfinite:
+                mean = jax.tree.map(lambda g: jnp.where(fine, g, 0), mean)
+            signed = jax.tree.map(lambda g: weights[task] * g, {n: mean[n] for n in shared})
+            return {
+                "positive": _added(closed["positive"], _parts(signed)),
+                "negative": _added(closed["negative"], _parts(jax.tree.map(jnp.negative, signed))),
+                "plain": _added(closed["plain"], {n: mean[n] for n in own}),
+                "broken": closed["broken"].at[task].max(~fine),
+            }
+
+        nothing = jax.eval_shape(gradient, jax.tree.map(lambda a: a[0], slots))[1]
+        nothing = jax.tree.map(jnp.zeros_like, nothing)
+        ordered = _taken(slots, order)
+        state = (done, ordered[0]["task"][0], jnp.zeros(()), nothing)
+        state, rest = jax.lax.scan(step, state, ordered)
+        done = close(*state)
+        said.append(_taken(rest, jnp.argsort(order)))
+    sums, counts, aux = jax.tree.map(lambda *kinds: jnp.concatenate(kinds), *said)
+    signs = (done["positive"], done["negative"])
+    return signs, done["plain"], Streamed(sums, counts, aux, done["broken"])
+
+
+def _taken(tree: Any, order: jax.Array) -> Any:
+    return jax.tree.map(lambda a: a[order], tree)
+
+
+def _parts(tree: Params) -> Params:
+    return jax.tree.map(lambda g: jnp.maximum(g, 0), tree)
+
+
+def _added(total: Params, more: Params) -> Params:
+    """Adds the leaves that `more` has: those of one type, of all types' decoders and heads."""
+    if not isinstance(more, dict):
+        return total + more
+    return {**total, **{name: _added(total[name], part) for name, part in more.items()}}
