@@ -5,17 +5,20 @@ five tasks a head. Tasks 0 and 3 fill two slots, task 4 is absent.
 """
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from usfm.objectives import chain, multitask
 from usfm.objectives.functions import Functions, merge_slots, slot_losses
 from usfm.objectives.gramian import Groups
 
-T, N, WIDTH = 5, 4, 6
+T, N, WIDTH = 5, 4, 8
 SLOTS = {"classification": 3, "regression": 3}
 TYPE = ("classification", "classification", "regression", "regression", "regression")
 LOCAL = jnp.array([0, 1, 0, 1, 2])
@@ -104,10 +107,14 @@ def answered(weighting, engine, state=None, functions=NO_AUXILIARY, batch=BATCH,
 
 
 def assert_close(actual, expected, tolerance):
-    """Relative to the largest number of each leaf."""
+    """Each leaf by the length of its difference, in its own length."""
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(np.abs(b).max(), 1e-6))
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True
+    ):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        difference = np.linalg.norm(a - b)
+        assert difference <= tolerance * max(np.linalg.norm(b), 1e-6), jax.tree_util.keystr(path)
 
 
 STATIC = np.array([0.5, 2, 1, 1.5, 3], np.float32)
@@ -213,6 +220,49 @@ def test_famo_looks_at_the_same_batch_again():
     fell = np.log(before) - np.log(after)
     step = -0.025 * np.sign(fell - fell.mean())  # Adam's first one
     np.testing.assert_allclose(run(PARAMS, moved)["famo"]["xi"], [*step, 0], rtol=1e-3)
+
+
+# ---- Meshes ----
+
+EIGHT = {
+    "image": normal(8, N, WIDTH),
+    "task": jnp.array([0, 1, 0, 1, 2, 3, 4, 3]),
+    "valid": jnp.ones((8, N), bool),
+    "label": normal(8, N),
+}
+OF_EIGHT = Functions(encode, decode, loss, {"classification": 4, "regression": 4}, tasks=T)
+
+
+def on_mesh(data: int, fsdp: int):
+    """(gradient and Gramian, the compiled program's text); parameters spread over fsdp."""
+    mesh = jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+
+    def place(tree, spec):
+        return jax.tree.map(lambda a: jax.device_put(a, NamedSharding(mesh, spec(a))), tree)
+
+    with jax.set_mesh(mesh):
+        params = place(PARAMS, lambda a: P(*[None] * (a.ndim - 1), "fsdp"))
+        batch = place(EIGHT, lambda a: P(("data", "fsdp")))
+
+        def run(params, batch):
+            weighting = chain.make("upgrad")
+            out = multitask.answer(
+                OF_EIGHT, params, batch, {}, KEY, weighting=weighting, engine="stack"
+            )
+            return out.grads, out.gramian
+
+        program = compiled(run).lower(params, batch).compile()
+        return jax.device_get(program(params, batch)), program.as_text()
+
+
+@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (1, 8), (2, 4)])
+def test_a_mesh_changes_nothing_and_sums_the_gramian_once(data, fsdp):
+    expected = answered(chain.make("upgrad"), "stack", functions=OF_EIGHT, batch=EIGHT)
+    found, text = on_mesh(data, fsdp)
+    assert_close(found, (expected["grads"], expected["gramian"]), 2e-6)  # sums in another order
+    results = re.findall(r"= (.*) all-reduce(?:-start)?\(", text)
+    square = re.findall(r"f32\[((?:1,)?8,8|5,5)\]", " ".join(results))
+    assert square == ["1,8,8"]
 
 
 # ---- GradDrop ----

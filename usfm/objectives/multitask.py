@@ -12,6 +12,7 @@ from usfm.objectives.functions import Batch, Functions, Params, merge_slots, slo
 from usfm.objectives.gramian import Groups, gramian
 from usfm.objectives.task_gradients import (
     SlotGradients,
+    everywhere,
     mapped_slot_gradients,
     slot_gradients,
 )
@@ -276,8 +277,10 @@ def _apart(
     drop_key: jax.Array | None,
 ) -> Answer:
     """The weighted sum of gradients that are kept apart, or GradDrop's draw where it has a key."""
-    task = batch["task"]
-    losses, present = _by_task(functions, batch, gradients.sums, gradients.counts)
+    task, sums, counts = everywhere((batch["task"], gradients.sums, gradients.counts))
+    batch = {**batch, "task": task}
+    gradients = dataclasses.replace(gradients, sums=sums, counts=counts)
+    losses, present = _by_task(functions, batch, sums, counts)
     merge, share = _merge(functions, batch, gradients)
     slots = gramian(gradients, functions)[0]
     kept, having_images = jnp.ones(task.shape, bool), present
@@ -334,14 +337,15 @@ def _merge(
     functions: Functions, batch: Batch, gradients: SlotGradients
 ) -> tuple[jax.Array, jax.Array]:
     """A [T, S], which makes tasks of slots, G_task = A G_slot A'; and each slot's share [S]."""
-    counts = merge_slots(gradients.counts, batch["task"], functions.tasks)
-    share = 1 / jnp.maximum(counts, 1)[batch["task"]]
-    return jax.nn.one_hot(batch["task"], functions.tasks).T * share, share
+    task, counts = everywhere((batch["task"], gradients.counts))
+    share = 1 / jnp.maximum(merge_slots(counts, task, functions.tasks), 1)[task]
+    return jax.nn.one_hot(task, functions.tasks).T * share, share
 
 
 def _of_tasks(merge: jax.Array, slots: jax.Array) -> jax.Array:
     """[..., T, T] of [..., S, S]."""
-    return jnp.einsum("ts,...sr,ur->...tu", merge, slots, merge, precision="highest")
+    merge, slots = everywhere((merge, slots))
+    return everywhere(jnp.einsum("ts,...sr,ur->...tu", merge, slots, merge, precision="highest"))
 
 
 def _square_norm(

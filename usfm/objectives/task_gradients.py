@@ -230,6 +230,13 @@ def devices() -> jax.sharding.AbstractMesh | None:
     return None if mesh.empty or mesh.size == 1 else mesh
 
 
+def everywhere(tree: Any) -> Any:
+    """Small arrays as a whole on every device: what is made of them there needs no exchange."""
+    if devices() is None:
+        return tree
+    return jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, P()), tree)
+
+
 def _spread_all(tree: Any) -> Any:
     if devices() is None:
         return tree

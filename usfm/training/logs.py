@@ -169,7 +169,8 @@ class Log:
         """What the multi-task method saw and did, from presence [steps, T]."""
         line: dict[str, Any] = {}
         if "weights" in window[0].metrics:
-            means = np.mean([step.metrics["weights"] for step in window], 0, where=present)
+            weights = np.array([step.metrics["weights"] for step in window])  # 0 where absent
+            means = weights.sum(0) / np.maximum(present.sum(0), 1)
             line |= {
                 f"weight/{task}": round(float(mean), 4)
                 for task, mean, seen in zip(

@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 
 class Record:
@@ -25,7 +24,6 @@ class Record:
         directory: `gramians` of the workdir.
         tasks: ids of the run's tasks.
         groups: names of the groups of layers.
-        schedule: the learning rate by steps done.
         start: the step that training goes on from; files after it are removed.
     """
 
@@ -34,10 +32,9 @@ class Record:
         directory: pathlib.Path,
         tasks: Sequence[str],
         groups: Sequence[str],
-        schedule: optax.Schedule,
         start: int,
     ):
-        self._directory, self._schedule = directory, schedule
+        self._directory = directory
         self._names = {"tasks": np.array(tasks), "groups": np.array(groups)}
         self._steps: list[tuple[int, Any]] = []
         for path in directory.glob("*.npz"):
@@ -63,8 +60,6 @@ class Record:
             name: np.stack([np.asarray(value[name]) for value in values]) for name in values[0]
         }
         arrays["step"] = np.array(numbers)
-        done = arrays["step"] - 1
-        arrays["learning_rate"] = np.asarray(jax.vmap(self._schedule)(done), np.float32)
         if jax.process_index():
             return
         self._directory.mkdir(exist_ok=True)

@@ -18,7 +18,7 @@ from usfm.objectives.losses import LOSSES
 from usfm.objectives.routing import RouterLoss, dropped, load_by_task
 from usfm.training import method
 from usfm.training.freeze import Params, frozen, hold, merge, split
-from usfm.training.optimizer import preconditioner
+from usfm.training.optimizer import preconditioner, schedule
 from usfm.training.state import TrainState, averaged
 
 Step = Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, Any]]]
@@ -47,8 +47,8 @@ def make_step(
         (state, uint8 batch) -> (new state, metrics): losses, present and left_out [T], grad_norm []
         and ok [], whether the update was made; unless all tasks weigh the same also weights [T],
         and where it is at hand gramian [T, T]; where there are mixtures of experts also routing
-        [T, E] and dropped [] (objectives/routing.py); and with multitask.record also record, a dict
-        of record.FIELDS. An update that is not finite is never made: what follows is then the
+        [T, E] and dropped [] (objectives/routing.py); and with multitask.record also record, what
+        record.py writes. An update that is not finite is never made: what follows is then the
         loop's to decide. The old state's memory is reused.
     """
     is_frozen = frozen(abstract_state.params, config.optimizer.freeze, model.layers)
@@ -60,6 +60,7 @@ def make_step(
     if settings.engine == "layer" or weighting.needs == "norms":
         layer = method.layer_of(trained, settings.layer, model.layers)
     groups = method.recorded_groups(trained, model.layers)
+    learning_rate = schedule(config.optimizer, config.train.steps)
     moe = config.model.moe
     router_loss = RouterLoss(moe.balance_weight, moe.z_weight)
     strength, seed = config.data.augment, config.train.seed
@@ -118,7 +119,7 @@ def make_step(
         if settings.record:
             assert out.products is not None
             scales = {"": None, "preconditioned_": preconditioner(opt_state, config.optimizer)}
-            metrics["record"] = {
+            metrics["record"] = {"learning_rate": learning_rate(state.step)} | {
                 prefix + name: value
                 for prefix, scale in scales.items()
                 for name, value in dataclasses.asdict(out.products(groups, scale)).items()

@@ -172,7 +172,6 @@ def train(config: ConfigDict, workdir: pathlib.Path, folder: Folder, splits: Spl
             workdir / "gramians",
             [task.id for task in folder.tasks],
             RECORDED,
-            optimizers.schedule(config.optimizer, steps),
             start,
         )
         with log, _terminated() as terminated, _closing(batches, start, config) as stream:
