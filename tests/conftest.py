@@ -177,7 +177,8 @@ def make_config(phantoms, session_dir) -> Callable[..., ConfigDict]:
 class Run:
     """A small run of the command line: 24 steps of one slot a type, so tasks take turns.
 
-    The programs it compiles are kept for the session: a later run of the same starts at once.
+    Its multi-task method remembers, and the inner products of its gradients are recorded. The
+    programs it compiles are kept for the session: a later run of the same starts at once.
     """
 
     data: pathlib.Path
@@ -196,6 +197,10 @@ class Run:
             "train.examples_per_slot": 2,
             "train.log_every": 1,
             "checkpoint.every_steps": 6,
+            "multitask.method": "gradvac",
+            "multitask.gramian_ema": 0.9,
+            "multitask.engine": "stack",
+            "multitask.record": True,
         }
         return [
             *(sys.executable, "-m", "usfm.main", "--config=configs/fm_uia.py:debug"),

@@ -5,7 +5,10 @@ five tasks a head. Tasks 0 and 3 fill two slots, task 4 is absent.
 """
 
 import functools
+import os
+import pathlib
 import re
+import subprocess
 
 import jax
 import jax.numpy as jnp
@@ -222,6 +225,36 @@ def test_famo_looks_at_the_same_batch_again():
     np.testing.assert_allclose(run(PARAMS, moved)["famo"]["xi"], [*step, 0], rtol=1e-3)
 
 
+@pytest.fixture(scope="module")
+def of_torchjd(tmp_path_factory):
+    """Aggregated gradients by TorchJD, by method, of the tasks that are present."""
+    python = os.environ.get("PEER_PY")
+    if not python:
+        pytest.skip("PEER_PY does not name a python that has torch and torchjd")
+    folder = tmp_path_factory.mktemp("torchjd")
+    np.save(folder / "jacobian.npy", np.stack([shared(g) for _, g in APART[:4]]))
+    script = pathlib.Path(__file__).parents[1] / "fixtures/aggregate_torchjd.py"
+    command = [python, str(script), str(folder / "jacobian.npy"), str(folder / "out.npz")]
+    subprocess.run(command, check=True)
+    return dict(np.load(folder / "out.npz"))
+
+
+METHODS = ("sum", "upgrad", "dualproj", "aligned_mtl", "imtl_g", "config", "cagrad")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_aggregated_gradient_is_torchjds_live(of_torchjd, method):
+    """Up to its length, for which there is one convention of ours."""
+    out = answered(chain.make(method), "stack")
+    ours, theirs = shared(out["grads"]), of_torchjd[method]
+    ours, theirs = ours / np.linalg.norm(ours), theirs / np.linalg.norm(theirs)
+    assert np.linalg.norm(ours - theirs) < 1e-4
+    # The direction is not the sum's by chance. (Of these gradients no one opposes their mean.)
+    if method not in ("sum", "dualproj"):
+        total = of_torchjd["sum"] / np.linalg.norm(of_torchjd["sum"])
+        assert np.linalg.norm(theirs - total) > 1e-2
+
+
 # ---- Meshes ----
 
 EIGHT = {
@@ -252,7 +285,7 @@ def on_mesh(data: int, fsdp: int):
             return out.grads, out.gramian
 
         program = compiled(run).lower(params, batch).compile()
-        return jax.device_get(program(params, batch)), program.as_text()
+        return jax.device_get(program(params, batch)), str(program.as_text())
 
 
 @pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (1, 8), (2, 4)])

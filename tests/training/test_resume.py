@@ -9,8 +9,10 @@ import shutil
 import signal
 import time
 
+import numpy as np
 import pytest
 
+from usfm.training import record
 from usfm.training.checkpoint import Checkpoints
 from usfm.training.train import EXIT_TERMINATED
 
@@ -23,11 +25,14 @@ def steps(workdir):
         return checkpoints.steps()
 
 
-def digest(workdir):
+def state(workdir):
     with Checkpoints(workdir / "checkpoints") as checkpoints:
-        arrays = checkpoints.arrays(STEPS)
+        return checkpoints.arrays(STEPS)
+
+
+def digest(workdir):
     sha = hashlib.sha256()
-    for name, array in sorted(arrays.items()):
+    for name, array in sorted(state(workdir).items()):
         sha.update(f"{name} {array.shape} {array.dtype}".encode() + array.tobytes())
     return sha.hexdigest()
 
@@ -63,6 +68,10 @@ def kill(process):
 def assert_same_end(workdir, trained):
     assert logged(workdir) == list(range(1, STEPS + 1))
     assert digest(workdir) == digest(trained)
+    recorded, expected = (record.read(of / "gramians") for of in (workdir, trained))
+    assert recorded.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(recorded[name], array, err_msg=name)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -134,3 +143,25 @@ def test_nothing_is_compiled_after_the_first_step(trained):
     assert len(mixes) > 1
     assert {line["compilations"] for line in lines} == {lines[0]["compilations"]}
     assert lines[0]["compilations"] > 0
+
+
+def test_what_is_recorded_is_whole_and_says_what_the_log_says(trained):
+    found = record.read(trained / "gramians")
+    tasks, groups = len(found["tasks"]), len(found["groups"])
+    assert found["step"].tolist() == list(range(1, STEPS + 1))
+    for name in ("gramian", "preconditioned_gramian"):
+        assert found[name].shape == (STEPS, groups, tasks, tasks)
+        largest = np.abs(found[name]).max((2, 3), keepdims=True)
+        assert (np.abs(found[name] - found[name].swapaxes(2, 3)) <= 1e-6 * largest).all()
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    for line, losses, there in zip(lines, found["losses"], found["present"], strict=True):
+        logged = {task: line.get(f"loss/{task}") for task in found["tasks"]}
+        assert [value is not None for value in logged.values()] == there.tolist()
+        np.testing.assert_allclose([v for v in logged.values() if v], losses[there], rtol=1e-6)
+    # Whoever is present has a gradient in every group, whoever is not has none.
+    norms = np.diagonal(found["gramian"], axis1=2, axis2=3)
+    assert ((norms > 0).all(1) == found["present"]).all()
+    known = ~np.isnan(found["square_norm"]).all(1)
+    assert (known == found["present"]).all()
+    assert found["learning_rate"].argmax() not in (0, STEPS - 1)
+    assert np.abs(state(trained)["multitask/gradvac/cosines"]).max() > 0

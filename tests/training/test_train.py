@@ -110,7 +110,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_which_can_go_on_without_it(
     assert all((f"loss/{BAD}" in line) == (line["step"] not in steps) for line in lines)
     assert all("loss/lung_2cls" in line and "left_out/lung_2cls" not in line for line in lines)
     said = capsys.readouterr().err.splitlines()
-    assert said.count(f"not finite and left out in the last 1 steps: {BAD} of 1") == len(steps)
+    assert said.count(f"left out in the last 1 steps, not finite: {BAD} of 1") == len(steps)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert all(np.isfinite(array).all() for array in checkpoints.arrays(12).values())
 
