@@ -19,8 +19,9 @@ from tools.benchmarks.timing import Line, alternating, conditions, ratio
 from tools.benchmarks.worker import peer_python, started
 from usfm.models import functional
 from usfm.models.dinov3 import VARIANTS, DINOv3, Variant
-from usfm.objectives import multitask
+from usfm.objectives import chain, multitask
 from usfm.objectives.functions import Functions
+from usfm.objectives.gramian import Groups
 
 PEER = pathlib.Path(__file__).with_name("peer_torchjd.py")
 PEER_METHODS = (
@@ -41,6 +42,10 @@ ENGINES = {
     "plain": {"method": "sum", "engine": "plain"},
     "stack/pcgrad": {"method": "pcgrad", "engine": "stack"},
     "stack/upgrad": {"method": "upgrad", "engine": "stack"},
+    "stack/graddrop": {"method": "graddrop", "engine": "stack"},
+    "plain/uncertainty": {"method": "uncertainty", "engine": "plain"},
+    "layer/gradnorm": {"method": "gradnorm", "engine": "layer"},
+    "stream/graddrop": {"method": "graddrop", "engine": "stream"},
     "stack_map/pcgrad": {"method": "pcgrad", "engine": "stack_map", "at_once": 1},
     "stack_map_3/pcgrad": {"method": "pcgrad", "engine": "stack_map", "at_once": 3},
     "stack_map_9/pcgrad": {"method": "pcgrad", "engine": "stack_map", "at_once": 9},
@@ -126,15 +131,30 @@ def _program(
 ) -> tuple[Callable[..., Any], int]:
     """A compiled gradient, and the bytes of its temporary arrays and its results."""
 
+    weighting = chain.make(settings["method"])
+    how = {name: value for name, value in settings.items() if name != "method"}
+    if how["engine"] == "layer":
+        how["layer"] = _final_norm(params)
+
     def step(params: Any, batch: dict[str, jax.Array]) -> Any:
-        return multitask.value_and_grad(
-            functions, params, batch, {}, jax.random.key(1), **settings
-        )[:3]
+        out = multitask.answer(
+            functions, params, batch, weighting.init(TASKS), jax.random.key(1),
+            weighting=weighting, **how,
+        )  # fmt: skip
+        return out.losses, out.present, out.grads
 
     compiled = jax.jit(step).lower(params, batch).compile()
     memory = compiled.memory_analysis()
     assert memory is not None  # every backend of ours has it
     return compiled, memory.temp_size_in_bytes + memory.output_size_in_bytes
+
+
+def _final_norm(params: Any) -> Groups:
+    """The last shared layer."""
+    shared = {"encoder": params["encoder"], "decoders": params["decoders"]}
+    return Groups(("norm",), jax.tree_util.tree_map_with_path(
+        lambda path, _: 0 if path[1].key == "norm" else -1, shared
+    ))  # fmt: skip
 
 
 def _of_peer(case: str, method: str, stated: Line) -> Iterator[Line]:
