@@ -130,7 +130,6 @@ def _program(
     functions: Functions, params: Any, batch: dict[str, jax.Array], settings: dict[str, Any]
 ) -> tuple[Callable[..., Any], int]:
     """A compiled gradient, and the bytes of its temporary arrays and its results."""
-
     weighting = chain.make(settings["method"])
     how = {name: value for name, value in settings.items() if name != "method"}
     if how["engine"] == "layer":
