@@ -44,6 +44,9 @@ def test_debug_makes_any_config_small():
         ("data.workers", -1, r"data\.workers=-1 is outside \[0, inf\]"),
         ("data.fraction", 0.0, r"data\.fraction=0\.0 is outside"),
         ("data.fraction", 1.5, r"data\.fraction=1\.5 is outside"),
+        ("data.temperature", 0.05, r"data\.temperature=0\.05: give 0 .*, or 0\.1 or more"),
+        ("data.temperature", -1.0, r"data\.temperature=-1\.0: give 0"),
+        ("data.temperature", float("nan"), r"data\.temperature=nan: give 0"),
         ("data.augment", -0.1, r"data\.augment=-0\.1 is outside \[0, 1\]"),
         ("model.variant", "vitx", r"model\.variant='vitx' is not one of .*vits16"),
         ("model.dtype", "float16", r"model\.dtype='float16' is not one of float32, bfloat16"),
@@ -115,6 +118,7 @@ def test_going_on_with_another_config_is_refused_with_every_difference(tmp_path)
         "tasks": "group:breast",
         "data.splits_file": "splits.csv",
         "data.fraction": 0.5,
+        "data.temperature": 2.0,
     }
     with pytest.raises(UserError) as caught:
         usfm_config.check_resumable(make(**changed), tmp_path)
@@ -123,6 +127,7 @@ def test_going_on_with_another_config_is_refused_with_every_difference(tmp_path)
     assert lines == [
         "  data.fraction: 1.0 before, 0.5 now",
         "  data.splits_file: '' before, 'splits.csv' now",
+        "  data.temperature: 0.0 before, 2.0 now",
         "  optimizer.learning_rate: 0.0003 before, 1.0 now",
         "  tasks: 'all' before, 'group:breast' now",
         "  train.steps: 20000 before, 5 now",

@@ -33,6 +33,9 @@ def base() -> ConfigDict:
     config.data.groups = ConfigDict()  # task id -> clinical group, over the known ones
     config.data.flip_ok = ConfigDict()  # task id -> a mirrored image keeps its label, likewise
     config.data.fraction = 1.0  # share of each task's training rows that is used
+    # Tasks fill slots in proportion to (training rows) ** (1 / temperature): 1 = to their rows, the
+    # higher the more alike; 0 = all alike.
+    config.data.temperature = 0.0
     config.data.on_bad_row = "error"  # or 'skip': leave bad rows out, and count them
     # Processes that read batches ahead; 0 = a thread. One thread reads some 6,000 rows/s, and most
     # of that is C: processes pay only where that is not enough.
@@ -205,6 +208,12 @@ def check(config: ConfigDict) -> None:
         value: Any = functools.reduce(operator.getitem, field.split("."), config)
         if not low <= value <= high:
             raise UserError(f"{field}={value} is outside [{low:g}, {high:g}]")
+    temperature = config.data.temperature
+    if temperature != 0 and not temperature >= 0.1:
+        raise UserError(
+            f"data.temperature={temperature}: give 0 (all tasks alike), or 0.1 or more (1 = in "
+            "proportion to their rows)"
+        )
     for kind, width in config.model.decoder_width.items():
         if width < 1 or (width > 64 and width % 64):
             raise UserError(

@@ -7,6 +7,7 @@ import pytest
 
 from usfm.data import store as store_module
 from usfm.data.pipeline import iterate, slot_batches
+from usfm.data.slots import mixing_weights
 
 IMAGES = 3
 
@@ -128,6 +129,21 @@ def test_slots_of_a_type_go_to_its_tasks_by_weight(make_store):
     assert organ == 3 * plane
 
 
+@pytest.mark.parametrize(
+    ("many", "few", "temperature", "ratio"),
+    [(40, 10, 0.0, 1), (40, 10, 1.0, 4), (40, 10, 2.0, 2), (32, 8, 2.0, 2)],
+)
+def test_tasks_are_mixed_in_exact_proportion(make_store, many, few, temperature, ratio):
+    store = make_store(40)
+    tasks = [task for task in store.tasks if task.type == "classification"]
+    rows = {"organ": np.arange(many), "plane": np.arange(few)}
+    weights = mixing_weights(rows, temperature)
+    dataset = stream(store, tasks=tasks, rows=rows, weights=weights, examples_per_slot=1)
+    drawn = np.concatenate([dataset[step]["task"] for step in range(150)])
+    organ, plane = np.bincount(drawn).tolist()
+    assert (organ, plane) == (1200 * ratio / (ratio + 1), 1200 / (ratio + 1))
+
+
 def test_a_late_step_costs_no_more_than_the_first(make_store):
     dataset = stream(make_store())
     start = time.perf_counter()
@@ -146,8 +162,12 @@ def test_the_store_can_be_sent_to_another_process(make_store):
 
 
 def test_a_task_without_rows_is_an_error(make_store):
+    rows = {"seg": np.array([], int)}
     with pytest.raises(ValueError, match="task seg has no row to train on"):
-        stream(make_store(), rows={"seg": np.array([], int)})
+        stream(make_store(), rows=rows)
+    # Not that its weight is 0, which nobody gave it.
+    with pytest.raises(ValueError, match="task seg has no row to train on"):
+        stream(make_store(), rows=rows, weights=mixing_weights(rows, 1.0))
 
 
 def test_slots_that_processes_cannot_share_are_an_error(make_store):

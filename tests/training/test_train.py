@@ -156,6 +156,39 @@ def test_slots_that_the_devices_cannot_share_are_refused(make_config, tmp_path, 
         start(make_config(**{"train.slots": 12}), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("temperature", "drawn", "said"),
+    [
+        (0.0, [14, 12, 14], []),
+        (
+            1.0,
+            [16, 20, 4],
+            ["share of slots: breast_2cls 40.0%, breast_lesion 50.0%, lung_2cls 10.0%"],
+        ),
+    ],
+)
+def test_the_stream_and_the_step_agree_on_the_mix_of_tasks(
+    make_config, tmp_path, monkeypatch, capsys, temperature, drawn, said
+):
+    class Ready(Exception):
+        """All is there that the step is made of; compiling it would show no more."""
+
+    def stop(config, workdir, model, slots, class_weights, mesh, batches):
+        raise Ready(slots, [batches[step]["task"] for step in range(4)])
+
+    rows = {"breast_2cls": np.arange(8), "breast_lesion": np.arange(10), "lung_2cls": np.arange(2)}
+    monkeypatch.setattr(train_module, "training_rows", lambda *_: rows)
+    monkeypatch.setattr(train_module, "_with_steps", stop)
+    fields = {"tasks": ",".join(rows), "train.slots": 10, "data.temperature": temperature}
+    with pytest.raises(Ready) as ready:
+        start(make_config(**fields), tmp_path)
+    slots, tasks = ready.value.args
+    assert np.bincount(np.concatenate(tasks)).tolist() == drawn
+    of_lesion = drawn[1] // 4
+    assert slots == {"classification": 10 - of_lesion, "segmentation": of_lesion}
+    assert [line for line in capsys.readouterr().err.splitlines() if "share" in line] == said
+
+
 def test_ctrl_c_stops_after_saving_and_when_pressed_again_at_once(
     make_config, tmp_path, monkeypatch, capsys
 ):

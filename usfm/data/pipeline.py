@@ -35,8 +35,9 @@ def slot_batches(
 ) -> grain.MapDataset:
     """Makes the endless dataset whose element [step] is the batch of that step.
 
-    Within a type, slots are dealt to its tasks in exact proportion to their weights. Each task
-    walks through its rows in an order that is new every epoch; every row comes once an epoch.
+    Within a type, slots are dealt to its tasks in exact proportion to their weights, rounded to
+    hundredths of the type's least. Each task walks through its rows in an order that is new every
+    epoch; every row comes once an epoch.
 
     Args:
         store: holds the rows of all tasks.
@@ -62,22 +63,23 @@ def slot_batches(
             f"{slots} slots cannot be shared by {process_count} processes; "
             f"set train.slots to a multiple of {process_count}"
         )
+    for task in tasks:
+        if not np.size(indices.get(task.id, ())):
+            raise UserError(
+                f"task {task.id} has no row to train on; give it rows or leave it out of the run"
+            )
     by_id = task_weights(tasks, weights)
     counts = slots_per_type(tasks, weights, slots)
     endless = grain.MapDataset.range(sys.maxsize)
     streams: dict[str, list[grain.MapDataset]] = {type_: [] for type_ in counts}
     for place, task in enumerate(tasks):
-        rows = np.asarray(indices.get(task.id, ()), np.int32)
-        if not rows.size:
-            raise UserError(
-                f"task {task.id} has no row to train on; give it rows or leave it out of the run"
-            )
+        rows = np.asarray(indices[task.id], np.int32)
         # A seed by name: adding a task to a run leaves the orders of the others as they were.
         seeds = (seed, zlib.crc32(task.id.encode()))
         streams[task.type].append(endless.map(_TaskSlots(place, rows, examples_per_slot, seeds)))
     orders = {
         type_: grain.MapDataset.mix(
-            streams[type_], [by_id[task.id] for task in tasks if task.type == type_]
+            streams[type_], _hundredths([by_id[task.id] for task in tasks if task.type == type_])
         )
         for type_ in counts
     }
@@ -92,6 +94,16 @@ def slot_batches(
     )
     steps = min(len(orders[type_]) // count for type_, count in counts.items())
     return grain.MapDataset.range(steps).map(read)
+
+
+def _hundredths(weights: Sequence[float]) -> list[int]:
+    """Weights in hundredths of the least, which grain takes as they are.
+
+    Of other numbers it makes such itself, but cuts them off: of 32 ** 0.5 and 8 ** 0.5, which
+    are as 2 to 1, it makes 199 and 99.
+    """
+    least = min(weights)
+    return [round(100 * weight / least) for weight in weights]
 
 
 def iterate(

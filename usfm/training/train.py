@@ -18,7 +18,7 @@ from usfm import config as usfm_config
 from usfm.data.builder import open_store
 from usfm.data.folder import Folder
 from usfm.data.pipeline import iterate, slot_batches
-from usfm.data.slots import slots_per_type
+from usfm.data.slots import mixing_weights, slot_shares, slots_per_type
 from usfm.data.source import cache_dir, class_counts, say, training_rows
 from usfm.data.splits import Splits
 from usfm.errors import UserError
@@ -121,6 +121,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, folder: Folder, splits: Spl
     size = (config.data.image_size, config.data.image_size)
     store = open_store(folder, size, config.data.channels, cache_dir(config))
     rows = training_rows(folder, splits, config.data.fraction)
+    mixing = mixing_weights(rows, config.data.temperature)
     batches = slot_batches(
         store,
         folder.tasks,
@@ -128,13 +129,17 @@ def train(config: ConfigDict, workdir: pathlib.Path, folder: Folder, splits: Spl
         slots=config.train.slots,
         examples_per_slot=config.train.examples_per_slot,
         seed=config.train.seed,
+        weights=mixing,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
 
     # ---- Model, step and state ----
     model = make_model(config, folder.tasks)
-    slots = slots_per_type(folder.tasks, None, config.train.slots)
+    slots = slots_per_type(folder.tasks, mixing, config.train.slots)
+    if config.data.temperature:
+        shares = slot_shares(folder.tasks, mixing, slots).items()
+        say("share of slots: " + ", ".join(f"{task_id} {share:.1%}" for task_id, share in shares))
     with Checkpoints(workdir / "checkpoints", config.checkpoint.keep) as checkpoints:
         newest = checkpoints.latest()
         if newest is not None:
