@@ -59,8 +59,8 @@ def test_static_weights_are_by_task_and_one_for_the_others():
         config.weights.c = 1.0
     with pytest.raises(UserError, match=r"multitask.weights: 'c' is not a task of the run \(a, b"):
         method.weighting_of(config, TASKS)
-    del config.weights["c"]
-    config.weights.b = 0.0
+    with config.unlocked():
+        config.weights = {"b": 0.0}
     with pytest.raises(UserError, match=r"multitask.weights.b=0.0: give a number above 0"):
         method.weighting_of(config, TASKS)
 

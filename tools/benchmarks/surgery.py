@@ -36,6 +36,8 @@ PEER_METHODS = (
 PEER_ROUNDS = 3
 TASKS, EXAMPLES, CLASSES = 27, 4, 10
 # 8 x 8 patches each, as 64 px in patches of 8 have.
+# Of a large model, the engines that differ most: each takes seconds and gigabytes.
+ENGINES_OF = {"vits16": ("plain", "stack/pcgrad", "stack_map_3/pcgrad", "stream/graddrop")}
 CASES = {"vit6": Variant(192, 6, 3, 768), "vits16": VARIANTS["vits16"]}
 IMAGE_SIZE = 128  # pixels a side
 ENGINES = {
@@ -60,7 +62,8 @@ def measure(peer: str | None = None, case: str = "vit6") -> Iterator[Line]:
         case: of CASES.
     """
     functions, params, batch = _problem(CASES[case])
-    programs = {name: _program(functions, params, batch, of) for name, of in ENGINES.items()}
+    chosen = ENGINES_OF.get(case, tuple(ENGINES))
+    programs = {name: _program(functions, params, batch, ENGINES[name]) for name in chosen}
     runs = {name: lambda p=program: p(params, batch) for name, (program, _) in programs.items()}
     seconds = alternating(runs)
     stated = conditions() | {
