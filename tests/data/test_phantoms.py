@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from usfm.data.folder import read_folder
-from usfm.data.phantoms import TASKS, bmode, scene, shapes, write_folder
+from usfm.data.phantoms import RELATED, TASKS, bmode, scene, shapes, write_folder
 from usfm.data.phantoms.catalogue import PHANTOMS
 
 LINEAR = bmode.Probe(200, 256, 40.0, 8.0)
@@ -264,3 +264,43 @@ def test_a_failed_run_leaves_nothing(tmp_path, monkeypatch):
 def test_wrong_arguments_are_named(tmp_path, arguments, fault):
     with pytest.raises(ValueError, match=fault):
         write_folder(tmp_path / "f", **arguments)
+
+
+# ---- Tasks of known relatedness ----
+
+
+def drawn_related(task: str, count: int):
+    for number in range(count):
+        rng = np.random.default_rng(number)
+        made = RELATED[task].scene(rng)
+        yield made, scene.class_mask(made), scene.image(made, rng)
+
+
+@pytest.mark.parametrize("task", ["lesion_point", "lesion_upside"])
+def test_a_point_and_its_mirror_image_are_told_from_the_lesion(task):
+    for made, mask, _ in drawn_related(task, 10):
+        ((x, y),) = scene.landmarks(made)
+        y = mask.shape[0] - y if task == "lesion_upside" else y
+        assert mask[int(y), int(x)] == 1
+
+
+@pytest.mark.parametrize("task", ["lesion_echo", "lesion_echo_again"])
+def test_the_brighter_lesion_looks_so(task):
+    labels, looks = [], []
+    for made, mask, image in drawn_related(task, 30):
+        labels.append(made.label)
+        looks.append(image[mask == 1].mean() > image[mask == 0].mean())
+    assert 8 < sum(labels) < 22
+    assert np.mean(np.array(labels) == looks) > 0.9
+
+
+def test_the_folder_of_related_tasks_is_read_without_fault(tmp_path):
+    write_folder(tmp_path / "f", rows=6, phantoms=RELATED)
+    folder = read_folder(tmp_path / "f")
+    for task in folder.tasks:
+        known = RELATED[task.id].task
+        assert (task.type, task.size) == (known.type, known.size)
+    rows = {task: len(rows) for task, rows in folder.rows.items()}
+    assert rows == {"lesion_echo": 6, "lesion_echo_again": 2, "lesion_point": 6, "lesion_upside": 2}
+    contents = [row.content for rows in folder.rows.values() for row in rows]
+    assert len(set(contents)) == len(contents)

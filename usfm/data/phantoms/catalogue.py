@@ -13,10 +13,17 @@ from usfm.tasks.fm_uia import TASKS
 
 @dataclasses.dataclass(frozen=True)
 class Phantom:
-    """A task and the scene that its images show. Tasks of one scene have the same images."""
+    """A task and the scene that its images show. Tasks of one scene have the same images.
+
+    Attributes:
+        task: as the reader finds it.
+        scene: draws one.
+        share: its number of images, in the folder's `rows`.
+    """
 
     task: Task
     scene: Callable[[np.random.Generator], Scene]
+    share: float = 1.0
 
 
 SCENES: dict[str, Callable[[np.random.Generator], Scene]] = {

@@ -7,7 +7,7 @@ import os
 import pathlib
 import tempfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import cv2
 import numpy as np
@@ -33,6 +33,7 @@ def write_folder(
     tasks: Iterable[str] | None = None,
     rows: int = 100,
     seed: int = 0,
+    phantoms: Mapping[str, Phantom] = PHANTOMS,
 ) -> None:
     """Writes phantoms of the given tasks, or finds them there already.
 
@@ -42,20 +43,21 @@ def write_folder(
 
     Args:
         root: folder to be made; phantoms.json in it says what it was made from.
-        tasks: ids out of TASKS; None for all.
-        rows: images of each task.
+        tasks: ids out of `phantoms`; None for all.
+        rows: images of each task (of one with a `share`, that part of them).
         seed: 0 or more.
+        phantoms: the catalogue, by task id.
 
     Raises:
         UserError: an unknown task, or rows or seed out of range.
         FileExistsError: root exists and is not the folder that the same arguments give.
     """
-    ids = TASKS if tasks is None else tuple(sorted(set(tasks)))
-    unknown = [task for task in ids if task not in PHANTOMS]
+    ids = tuple(sorted(phantoms if tasks is None else set(tasks)))
+    unknown, known = [task for task in ids if task not in phantoms], ", ".join(sorted(phantoms))
     if unknown:
-        raise UserError(f"no phantom task {unknown[0]!r}: choose from {', '.join(TASKS)}")
+        raise UserError(f"no phantom task {unknown[0]!r}: choose from {known}")
     if not ids:
-        raise UserError(f"no task given: choose from {', '.join(TASKS)}")
+        raise UserError(f"no task given: choose from {known}")
     if rows < 1 or seed < 0:
         raise UserError(f"rows must be 1 or more and seed 0 or more, not {rows} and {seed}")
     stamp = {"version": VERSION, "tasks": list(ids), "rows": rows, "seed": seed}
@@ -66,7 +68,7 @@ def write_folder(
     with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as temporary:
         part = pathlib.Path(temporary, "part")
         for task in ids:
-            _write_task(part, PHANTOMS[task], rows, seed)
+            _write_task(part, phantoms[task], rows, seed)
         (part / STAMP).write_text(json.dumps(stamp, indent=2) + "\n")
         try:
             part.rename(root)
@@ -97,7 +99,7 @@ def _write_task(root: pathlib.Path, phantom: Phantom, rows: int, seed: int) -> N
     images, masks = _places(task)
     for place in (images, masks, "csv_files"):
         (root / place).mkdir(parents=True, exist_ok=True)
-    numbers = range(rows)
+    numbers = range(max(1, round(rows * phantom.share)))
     # numpy, scipy and OpenCV release the interpreter while they compute: threads are enough.
     with concurrent.futures.ThreadPoolExecutor() as pool:
         table = list(pool.map(lambda number: _write_row(root, phantom, seed, number), numbers))
