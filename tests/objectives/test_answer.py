@@ -370,6 +370,43 @@ def test_a_stream_leaves_a_broken_task_out():
     assert not np.isfinite(run(params, False)[3]["encoder"]["scale"]).all()
 
 
+@pytest.mark.parametrize("engine", ["plain", "stack", "stack_map", "stream"])
+def test_what_is_not_trained_stays_out(engine):
+    """A leaf of None, as training/freeze.py makes them, is none in the gradient either."""
+    blocks = PARAMS["encoder"]["blocks"]
+    frozen = {
+        **PARAMS,
+        "encoder": {"blocks": {"kernel": None}, "scale": PARAMS["encoder"]["scale"]},
+    }
+
+    def whole(params):
+        return {**params, "encoder": {**params["encoder"], "blocks": blocks}}
+
+    functions = Functions(
+        lambda params, *args, **named: encode(whole(params), *args, **named), decode, loss, SLOTS, T
+    )
+    method = "graddrop" if engine == "stream" else "sum"
+
+    @compiled
+    def run(params):
+        return multitask.answer(
+            functions,
+            params,
+            BATCH,
+            {},
+            KEY,
+            weighting=chain.make(method),
+            engine=engine,
+            at_once=2,
+        ).grads
+
+    grads = run(frozen)
+    assert grads["encoder"]["blocks"]["kernel"] is None
+    if engine != "stream":
+        expected = sum(gradient["encoder"]["scale"] for _, gradient in APART)
+        assert_close(grads["encoder"]["scale"], expected, 1e-6)
+
+
 # ---- What is recorded ----
 
 

@@ -7,6 +7,7 @@ the number of tasks. Coordinates about which all agree get the sum.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -14,6 +15,8 @@ import jax.numpy as jnp
 
 from usfm.objectives.functions import Batch, Functions, Params
 from usfm.objectives.task_gradients import auxiliary_cotangents, one_slot_gradient
+
+SHARED = ("encoder", "decoders")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,63 +90,67 @@ def streamed(
         gradients of heads and, where there is one, task_embedding; and what the slots say.
     """
     pull = auxiliary_cotangents(functions, params, batch, keys, 1)
-    shared, own = ("encoder", "decoders"), [n for n in ("heads", "task_embedding") if n in params]
     zeros = jax.tree.map(jnp.zeros_like, params)
-    done: dict[str, Any] = {"positive": {name: zeros[name] for name in shared},
-            "negative": {name: zeros[name] for name in shared},
-            "plain": {name: zeros[name] for name in own},
-            "broken": jnp.zeros(functions.tasks, bool)}  # fmt: skip
+    shared = {name: zeros[name] for name in SHARED}
+    plain = {name: part for name, part in zeros.items() if name not in SHARED}
+    done = (shared, shared, plain, jnp.zeros(functions.tasks, bool))
+    close = functools.partial(_with_task, weights=weights, skip_nonfinite=skip_nonfinite)
     said = []
     for kind in functions.slots:
         gradient = one_slot_gradient(functions, params, kind)
-        slots = functions.of_type((dict(batch), keys, pull), kind)
-        order = jnp.argsort(slots[0]["task"])  # the slots of a task come one after the other
 
         def step(state: Any, slot: Any, gradient: Any = gradient) -> Any:
-            closed, task, count, collected = state
-            (value, counted, aux), grads = gradient(slot)
+            done, task, count, collected = state
+            said, grads = gradient(slot)
             new = slot[0]["task"] != task
-            closed = jax.lax.cond(new, close, lambda closed, *_: closed, *state)
+            done = jax.lax.cond(new, close, lambda done, *_: done, *state)
             collected = jax.tree.map(lambda a, g: jnp.where(new, 0, a) + g, collected, grads)
-            count = jnp.where(new, 0, count) + counted
-            return (closed, slot[0]["task"], count, collected), (value, counted, aux)
+            return (done, slot[0]["task"], jnp.where(new, 0, count) + said[1], collected), said
 
-        def close(closed: Any, task: jax.Array, count: jax.Array, collected: Params) -> Any:
-            """Adds the gradient of a task that is complete."""
-            mean = jax.tree.map(lambda g: g / jnp.maximum(count, 1), collected)
-            fine = jnp.isfinite(sum(jnp.vdot(g, g) for g in jax.tree.leaves(mean)))
-            if skip_nonfinite:
-                mean = jax.tree.map(lambda g: jnp.where(fine, g, 0), mean)
-            signed = jax.tree.map(lambda g: weights[task] * g, {n: mean[n] for n in shared})
-            return {
-                "positive": _added(closed["positive"], _parts(signed)),
-                "negative": _added(closed["negative"], _parts(jax.tree.map(jnp.negative, signed))),
-                "plain": _added(closed["plain"], {n: mean[n] for n in own}),
-                "broken": closed["broken"].at[task].max(~fine),
-            }
-
-        nothing = jax.eval_shape(gradient, jax.tree.map(lambda a: a[0], slots))[1]
-        nothing = jax.tree.map(jnp.zeros_like, nothing)
+        slots = functions.of_type((dict(batch), keys, pull), kind)
+        order = jnp.argsort(slots[0]["task"])  # the slots of a task come one after the other
         ordered = _taken(slots, order)
-        state = (done, ordered[0]["task"][0], jnp.zeros(()), nothing)
-        state, rest = jax.lax.scan(step, state, ordered)
+        first = _taken(ordered, jnp.int32(0))
+        nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, first)[1])
+        state = (done, first[0]["task"], jnp.zeros(()), nothing)
+        state, of_slots = jax.lax.scan(step, state, ordered)
         done = close(*state)
-        said.append(_taken(rest, jnp.argsort(order)))
+        said.append(_taken(of_slots, jnp.argsort(order)))
     sums, counts, aux = jax.tree.map(lambda *kinds: jnp.concatenate(kinds), *said)
-    signs = (done["positive"], done["negative"])
-    return signs, done["plain"], Streamed(sums, counts, aux, done["broken"])
+    positive, negative, plain, broken = done
+    return (positive, negative), plain, Streamed(sums, counts, aux, broken)
+
+
+def _with_task(
+    done: Any,
+    task: jax.Array,
+    count: jax.Array,
+    collected: Params,
+    weights: jax.Array,
+    skip_nonfinite: bool,
+) -> Any:
+    """Adds a task that is complete to `done`: (positive, negative, plain, broken)."""
+    positive, negative, plain, broken = done
+    mean = jax.tree.map(lambda g: g / jnp.maximum(count, 1), collected)
+    fine = jnp.isfinite(sum(jnp.vdot(g, g) for g in jax.tree.leaves(mean)))
+    if skip_nonfinite:
+        mean = jax.tree.map(lambda g: jnp.where(fine, g, 0), mean)
+    signed = jax.tree.map(lambda g: weights[task] * g, {name: mean[name] for name in SHARED})
+    own = {name: part for name, part in mean.items() if name not in SHARED}
+    return (
+        _added(positive, jax.tree.map(lambda g: jnp.maximum(g, 0), signed)),
+        _added(negative, jax.tree.map(lambda g: jnp.maximum(-g, 0), signed)),
+        _added(plain, own),
+        broken.at[task].max(~fine),
+    )
 
 
 def _taken(tree: Any, order: jax.Array) -> Any:
     return jax.tree.map(lambda a: a[order], tree)
 
 
-def _parts(tree: Params) -> Params:
-    return jax.tree.map(lambda g: jnp.maximum(g, 0), tree)
-
-
-def _added(total: Params, more: Params) -> Params:
+def _added(total: Any, more: Any) -> Any:
     """Adds the leaves that `more` has: those of one type, of all types' decoders and heads."""
     if not isinstance(more, dict):
-        return total + more
+        return None if more is None else total + more  # None: not trained
     return {**total, **{name: _added(total[name], part) for name, part in more.items()}}
