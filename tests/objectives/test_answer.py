@@ -147,7 +147,7 @@ def test_static_weights_weigh_what_is_shared_and_nothing_else(engine):
     assert_close(out["grads"]["task_embedding"], embedding, 2e-6)
 
 
-@pytest.mark.parametrize("method", ["rlw", "dwa", "uncertainty", "imtl_l", "famo"])
+@pytest.mark.parametrize("method", ["rlw", "uncertainty", "famo"])
 def test_what_needs_no_gradients_is_the_same_in_one_pass_and_apart(method):
     weighting = chain.make(method)
     state = jax.tree.map(lambda a: a + (a.ndim > 0) * jnp.linspace(0.1, 1, T) if a.ndim < 2 else a,
@@ -156,11 +156,10 @@ def test_what_needs_no_gradients_is_the_same_in_one_pass_and_apart(method):
     assert plain["gramian"] is None
     del plain["gramian"], stack["gramian"]
     assert_close(stack, plain, 1e-6)
-    if method != "dwa":  # the ratio of two equal windows
-        assert np.ptp(plain["weights"][PRESENT]) > 0.05
+    assert np.ptp(plain["weights"][PRESENT]) > 0.05
 
 
-@pytest.mark.parametrize("method", ["gradnorm", "pcgrad", "upgrad", "gradvac"])
+@pytest.mark.parametrize("method", ["gradnorm", "gradvac"])
 def test_the_layer_of_all_parameters_is_what_the_stack_gives(method):
     weighting = chain.make(method)
     layer = answered(weighting, "layer", layer=EVERYTHING)
@@ -288,11 +287,15 @@ def on_mesh(data: int, fsdp: int):
         return jax.device_get(program(params, batch)), str(program.as_text())
 
 
-@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (1, 8), (2, 4)])
-def test_a_mesh_changes_nothing_and_sums_the_gramian_once(data, fsdp):
-    expected = answered(chain.make("upgrad"), "stack", functions=OF_EIGHT, batch=EIGHT)
+@pytest.fixture(scope="module")
+def one_device():
+    return answered(chain.make("upgrad"), "stack", functions=OF_EIGHT, batch=EIGHT)
+
+
+@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (1, 8)])
+def test_a_mesh_changes_nothing_and_sums_the_gramian_once(one_device, data, fsdp):
     found, text = on_mesh(data, fsdp)
-    assert_close(found, (expected["grads"], expected["gramian"]), 2e-6)  # sums in another order
+    assert_close(found, (one_device["grads"], one_device["gramian"]), 2e-6)  # sums in another order
     results = re.findall(r"= (.*) all-reduce(?:-start)?\(", text)
     square = re.findall(r"f32\[((?:1,)?8,8|5,5)\]", " ".join(results))
     assert square == ["1,8,8"]
@@ -370,7 +373,7 @@ def test_a_stream_leaves_a_broken_task_out():
     assert not np.isfinite(run(params, False)[3]["encoder"]["scale"]).all()
 
 
-@pytest.mark.parametrize("engine", ["plain", "stack", "stack_map", "stream"])
+@pytest.mark.parametrize("engine", ["plain", "stack", "stream"])
 def test_what_is_not_trained_stays_out(engine):
     """A leaf of None, as training/freeze.py makes them, is none in the gradient either."""
     blocks = PARAMS["encoder"]["blocks"]
