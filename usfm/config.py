@@ -103,7 +103,7 @@ def base() -> ConfigDict:
     config.multitask.options.gradvac = ConfigDict({"beta": 0.5})
     config.multitask.options.imtl_l = ConfigDict({"learning_rate": 0.025})
     config.multitask.options.uncertainty = ConfigDict({"learning_rate": 0.025})
-    config.multitask.weights = ConfigDict()  # task id -> weight of its loss; 1 for the others
+    config.multitask.weights = ""  # of losses: 'breast_lesion=2,lung_2cls=0.5'; 1 for the others
     config.multitask.gramian_ema = 0.0  # decay of a moving average of the Gramian; 0 = none
     config.multitask.clip = 0.0  # largest weight of a task, in mean weights; 0 = no limit
     # How task gradients are kept apart: plain, layer, stack, stack_map, stream; auto chooses.

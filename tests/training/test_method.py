@@ -48,21 +48,23 @@ def test_the_options_of_the_config_are_those_of_the_code():
 
 
 def test_static_weights_are_by_task_and_one_for_the_others():
-    config = make()
-    with config.unlocked():
-        config.weights.b = 3.0
-    state = chain.make("sum", static=np.array([1, 3])).init(2)
-    weighting = method.weighting_of(config, TASKS)
+    weighting = method.weighting_of(make(weights="b=3"), TASKS)
     signal = chain.Signal(jnp.ones(2), jnp.ones(2, bool), None, jnp.ones(2), jax.random.key(0))
-    np.testing.assert_allclose(weighting.update(signal, state)[0].weights, [0.5, 1.5])
-    with config.unlocked():
-        config.weights.c = 1.0
-    with pytest.raises(UserError, match=r"multitask.weights: 'c' is not a task of the run \(a, b"):
-        method.weighting_of(config, TASKS)
-    with config.unlocked():
-        config.weights = {"b": 0.0}
-    with pytest.raises(UserError, match=r"multitask.weights.b=0.0: give a number above 0"):
-        method.weighting_of(config, TASKS)
+    np.testing.assert_allclose(weighting.update(signal, {})[0].weights, [0.5, 1.5])
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ("b=3, c=1", r"multitask\.weights: 'c' is not a task of the run \(a, b\)"),
+        ("b=0", r"multitask\.weights: 'b=0' gives no number above 0"),
+        ("a=2,b", r"multitask\.weights: 'b' gives no number above 0"),
+        ("b=two", r"multitask\.weights: 'b=two' gives no number above 0"),
+    ],
+)
+def test_weights_that_mean_nothing_are_told(weights, message):
+    with pytest.raises(UserError, match=message):
+        method.weighting_of(make(weights=weights), TASKS)
 
 
 @pytest.mark.parametrize(

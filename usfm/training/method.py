@@ -27,22 +27,31 @@ def weighting_of(config: ConfigDict, tasks: Sequence[Task]) -> Weighting:
     Raises:
         UserError: an unknown method, option or task, or a weight that is not above 0.
     """
-    ids = [task.id for task in tasks]
-    for task, weight in config.weights.items():
-        if task not in ids:
-            raise UserError(
-                f"multitask.weights: {task!r} is not a task of the run ({', '.join(ids)})"
-            )
-        if not 0 < weight < float("inf"):
-            raise UserError(f"multitask.weights.{task}={weight}: give a number above 0")
-    static = np.array([config.weights.get(task, 1.0) for task in ids], np.float32)
     return chain.make(
         config.method,
         options=config.options.get(config.method, {}),
-        static=static if config.weights else None,
+        static=_static(config.weights, [task.id for task in tasks]) if config.weights else None,
         gramian_ema=config.gramian_ema,
         clip=config.clip,
     )
+
+
+def _static(text: str, tasks: Sequence[str]) -> np.ndarray:
+    """Weights [T] from 'TASK=WEIGHT,TASK=WEIGHT'; 1 for tasks that are not named."""
+    weights = dict.fromkeys(tasks, 1.0)
+    for part in text.split(","):
+        task, _, given = part.strip().partition("=")
+        if task not in weights:
+            raise UserError(
+                f"multitask.weights: {task!r} is not a task of the run ({', '.join(tasks)})"
+            )
+        try:
+            weights[task] = float(given)
+        except ValueError:
+            weights[task] = float("nan")
+        if not 0 < weights[task] < float("inf"):
+            raise UserError(f"multitask.weights: {part.strip()!r} gives no number above 0")
+    return np.array(list(weights.values()), np.float32)
 
 
 def check(config: ConfigDict, skip_nonfinite: bool) -> None:
