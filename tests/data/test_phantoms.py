@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from usfm.data.folder import read_folder
-from usfm.data.phantoms import RELATED, TASKS, bmode, scene, shapes, write_folder
+from usfm.data.phantoms import RELATED, TASKS, bmode, related, scene, shapes, write_folder
 from usfm.data.phantoms.catalogue import PHANTOMS
 
 LINEAR = bmode.Probe(200, 256, 40.0, 8.0)
@@ -276,7 +276,7 @@ def drawn_related(task: str, count: int):
         yield made, scene.class_mask(made), scene.image(made, rng)
 
 
-@pytest.mark.parametrize("task", ["lesion_point", "lesion_upside"])
+@pytest.mark.parametrize("task", related.CONTRADICTING)
 def test_a_point_and_its_mirror_image_are_told_from_the_lesion(task):
     for made, mask, _ in drawn_related(task, 10):
         ((x, y),) = scene.landmarks(made)
@@ -284,7 +284,7 @@ def test_a_point_and_its_mirror_image_are_told_from_the_lesion(task):
         assert mask[int(y), int(x)] == 1
 
 
-@pytest.mark.parametrize("task", ["lesion_echo", "lesion_echo_again"])
+@pytest.mark.parametrize("task", related.AGREEING)
 def test_the_brighter_lesion_looks_so(task):
     labels, looks = [], []
     for made, mask, image in drawn_related(task, 30):

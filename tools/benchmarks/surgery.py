@@ -21,7 +21,7 @@ from usfm.models import functional
 from usfm.models.dinov3 import VARIANTS, DINOv3, Variant
 from usfm.objectives import chain, multitask
 from usfm.objectives.functions import Functions
-from usfm.objectives.gramian import Groups
+from usfm.training.method import layer_of
 
 PEER = pathlib.Path(__file__).with_name("peer_torchjd.py")
 PEER_METHODS = (
@@ -36,8 +36,6 @@ PEER_METHODS = (
 PEER_ROUNDS = 3
 TASKS, EXAMPLES, CLASSES = 27, 4, 10
 # 8 x 8 patches each, as 64 px in patches of 8 have.
-# Of a large model, the engines that differ most: each takes seconds and gigabytes.
-ENGINES_OF = {"vits16": ("plain", "stack/pcgrad", "stack_map_3/pcgrad", "stream/graddrop")}
 CASES = {"vit6": Variant(192, 6, 3, 768), "vits16": VARIANTS["vits16"]}
 IMAGE_SIZE = 128  # pixels a side
 ENGINES = {
@@ -52,6 +50,8 @@ ENGINES = {
     "stack_map_3/pcgrad": {"method": "pcgrad", "engine": "stack_map", "at_once": 3},
     "stack_map_9/pcgrad": {"method": "pcgrad", "engine": "stack_map", "at_once": 9},
 }
+# Of a large model, the engines that differ most: each takes seconds and gigabytes.
+ENGINES_OF = {"vits16": ("plain", "stack/pcgrad", "stack_map_3/pcgrad", "stream/graddrop")}
 
 
 def measure(peer: str | None = None, case: str = "vit6") -> Iterator[Line]:
@@ -136,7 +136,7 @@ def _program(
     weighting = chain.make(settings["method"])
     how = {name: value for name, value in settings.items() if name != "method"}
     if how["engine"] == "layer":
-        how["layer"] = _final_norm(params)
+        how["layer"] = layer_of(params, "^encoder/norm/", layers={})
 
     def step(params: Any, batch: dict[str, jax.Array]) -> Any:
         out = multitask.answer(
@@ -149,14 +149,6 @@ def _program(
     memory = compiled.memory_analysis()
     assert memory is not None  # every backend of ours has it
     return compiled, memory.temp_size_in_bytes + memory.output_size_in_bytes
-
-
-def _final_norm(params: Any) -> Groups:
-    """The last shared layer."""
-    shared = {"encoder": params["encoder"], "decoders": params["decoders"]}
-    return Groups(("norm",), jax.tree_util.tree_map_with_path(
-        lambda path, _: 0 if path[1].key == "norm" else -1, shared
-    ))  # fmt: skip
 
 
 def _of_peer(case: str, method: str, stated: Line) -> Iterator[Line]:

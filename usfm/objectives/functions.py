@@ -55,11 +55,15 @@ class Functions:
             batch["image"], batch["task"], keys
         )
 
-    def of_type(self, tree: Any, kind: str) -> Any:
-        """The part of a tree of [S, ...] arrays that belongs to the slots of one type."""
+    def span(self, kind: str) -> slice:
+        """Where the slots of one type lie."""
         kinds = list(self.slots)
         start = sum(self.slots[other] for other in kinds[: kinds.index(kind)])
-        return jax.tree.map(lambda a: a[start : start + self.slots[kind]], tree)
+        return slice(start, start + self.slots[kind])
+
+    def of_type(self, tree: Any, kind: str) -> Any:
+        """The part of a tree of [S, ...] arrays that belongs to the slots of one type."""
+        return jax.tree.map(lambda a: a[self.span(kind)], tree)
 
 
 def slot_losses(

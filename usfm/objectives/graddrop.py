@@ -43,16 +43,11 @@ def of_stack(stack: Params, scale: jax.Array, key: jax.Array) -> Params:
         scale: float32 [T, S], what a slot's gradient counts in its task's; 0 for other tasks'.
         key: of the draws.
     """
-
-    def parts(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
-        tasks = jnp.einsum("ts,s...->t...", scale, leaf, precision="highest")
-        return jnp.maximum(tasks, 0).sum(0), jnp.maximum(-tasks, 0).sum(0)
-
-    both = jax.tree.map(parts, stack)
-    positive, negative = (
-        jax.tree.map(lambda pair, n=n: pair[n], both, is_leaf=lambda x: isinstance(x, tuple))
-        for n in (0, 1)
+    tasks = jax.tree.map(
+        lambda g: jnp.einsum("ts,s...->t...", scale, g, precision="highest"), stack
     )
+    positive = jax.tree.map(lambda g: jnp.maximum(g, 0).sum(0), tasks)
+    negative = jax.tree.map(lambda g: jnp.maximum(-g, 0).sum(0), tasks)
     return drawn(positive, negative, key)
 
 

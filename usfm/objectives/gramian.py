@@ -75,11 +75,8 @@ def _parts(
 ) -> Iterator[tuple[slice, Any, jax.Array, jax.Array | None]]:
     """(its slots, group, gradients [S, ...], scale) of every leaf."""
     trees = [({"encoder": gradients.encoder}, slice(None))]
-    start = 0
-    for kind, count in functions.slots.items():
-        own = slice(start, start + count)
-        trees.append(({"decoders": {kind: gradients.decoders[kind]}}, own))
-        start += count
+    for kind in functions.slots:
+        trees.append(({"decoders": {kind: gradients.decoders[kind]}}, functions.span(kind)))
     for tree, own in trees:
         for path, stack in jax.tree_util.tree_leaves_with_path(tree):
             group = 0 if groups is None else _at(groups.of, path)

@@ -22,6 +22,20 @@ SUM = chain.make("sum")
 
 
 @dataclasses.dataclass(frozen=True)
+class Products:
+    """Inner products of the task gradients, by group of layers.
+
+    Attributes:
+        gramian: float32 [G, T, T].
+        square_norm: float32 [G, T], unbiased |E g|^2 from products of different slots of a task;
+            NaN where it has but one. (The diagonal of the Gramian adds the gradient's noise.)
+    """
+
+    gramian: jax.Array
+    square_norm: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
 class Answer:
     """What a step learns of the tasks.
 
@@ -47,21 +61,7 @@ class Answer:
     gramian: jax.Array | None
     state: State
     aux: Any
-    products: "Callable[[Groups, Params | None], Products] | None" = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Products:
-    """Inner products of the task gradients, by group of layers.
-
-    Attributes:
-        gramian: float32 [G, T, T].
-        square_norm: float32 [G, T], unbiased |E g|^2 from products of different slots of a task;
-            NaN where it has but one. (The diagonal of the Gramian adds the gradient's noise.)
-    """
-
-    gramian: jax.Array
-    square_norm: jax.Array
+    products: Callable[[Groups, Params | None], Products] | None = None
 
 
 def value_and_grad(
@@ -120,8 +120,7 @@ def answer(
         halves: take each slot for two of half its images, so that every task has two at least
             (with stack and stack_map, for even n).
     """
-    encode_key, method_key = jax.random.split(key)
-    keys = jax.random.split(encode_key, batch["task"].shape[0])
+    keys, method_key = _keys(key, batch)
 
     def weigh(
         losses: jax.Array, present: jax.Array, products: jax.Array | None
@@ -133,9 +132,8 @@ def answer(
         return signal.weights, new
 
     match engine:
-        case "plain":
-            return _joint(functions, params, batch, keys, weighting, weigh, None)
-        case "layer":
+        case "plain" | "layer":
+            layer = layer if engine == "layer" else None
             return _joint(functions, params, batch, keys, weighting, weigh, layer)
         case "stream":
             return _streamed(functions, params, batch, keys, weigh, skip_nonfinite, method_key)
@@ -188,10 +186,16 @@ def look_back(
     """
     if weighting.after is None:
         return out.state
-    keys = jax.random.split(jax.random.split(key)[0], batch["task"].shape[0])
+    keys, _ = _keys(key, batch)
     losses, _, _ = task_losses(functions, params, batch, keys)
     before = jnp.where(out.present, out.losses, 0)
     return weighting.after(out.state, before, losses, out.present)
+
+
+def _keys(key: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """The randomness of a step: a key a slot [S], and the method's."""
+    encode_key, method_key = jax.random.split(key)
+    return jax.random.split(encode_key, batch["task"].shape[0]), method_key
 
 
 def _by_task(
