@@ -96,6 +96,11 @@ def test_costs_follow_the_shapes():
     expected = 1 + (36 + 6) / (3 * tokens) + 3 * 4 * 6 * 15 / (6 * tokens)
     np.testing.assert_allclose(found["stack"].time, expected)
     assert found["plain"].time == 1
+    # Slot after slot: 20 tokens at once of the 256 that fill a CPU, however many are in hand else.
+    np.testing.assert_allclose(
+        found["stream"].time, (1 + 3 * 4 * 6 * 15 / (6 * tokens)) * engines.MAP_ON_CPU * 256 / 20
+    )
+    assert costs(at_once=6)["stream"] == found["stream"]
     activations = found["plain"].memory - gradient
     assert activations > 2 * tokens * 64 * 4  # what tanh leaves, at the least
     assert found["stack"].memory == activations + 6 * gradient

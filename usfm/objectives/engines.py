@@ -18,7 +18,7 @@ EXTRA_FORWARD = 1 / 3  # of a step: a forward pass takes half of what a backward
 FLOPS_PER_BYTE = {"cpu": 15.0, "gpu": 120.0, "tpu": 150.0}
 # Tokens that fill a device; with fewer at once it is idle in part.
 FILLING_TOKENS = {"cpu": 256, "gpu": 16_384, "tpu": 16_384}
-# Few slots' activations stay in a CPU's caches (docs/benchmarks.md: .98 beside the stack's 1.20).
+# Few slots' activations stay in a CPU's caches (docs/benchmarks.md: .99 beside the stack's 1.19).
 MAP_ON_CPU = 0.82
 
 
@@ -89,7 +89,7 @@ def costs(
 ) -> dict[str, Cost]:
     """Predicts what each engine costs, from shapes alone.
 
-    Time, over a plain step's 6 N P FLOPs for N tokens a device and P shared parameters: 2 S^2 P +
+    Time, over a plain step's 6 N P FLOPs for N tokens and P shared parameters: 2 S^2 P +
     2 S P FLOPs of the S slots' inner products and weighted sum, and 3 S P numbers that are
     written once and read twice. Memory: what the backward pass finds saved, and the gradients.
 
@@ -110,18 +110,22 @@ def costs(
     def saved(params: Params, batch: Batch, keys: jax.Array) -> Any:
         return jax.vjp(lambda p: losses(p, batch, keys), params)[1]
 
+    def idle(at_once: int) -> float:
+        """How many times longer than a full device one with so many slots at once takes."""
+        return max(1.0, FILLING_TOKENS[platform] / (of_slot * at_once))
+
     slots = batch["task"].shape[0]
     activations = _bytes(jax.eval_shape(saved, params, batch, keys)) // devices
     maps, aux = jax.eval_shape(functions.encode_all, params, batch, keys)
-    tokens = int(np.prod(maps.shape[2:-1])) * slots // devices
+    of_slot = int(np.prod(maps.shape[2:-1]))
+    tokens = of_slot * slots
     shared = {"encoder": params["encoder"], "decoders": params["decoders"]}
     gradient = 4 * sum(leaf.size for leaf in jax.tree.leaves(shared))
     kept = slots * gradient // devices
 
-    arithmetic = (slots**2 + slots) / (3 * tokens * devices)
-    traffic = 3 * 4 * slots * FLOPS_PER_BYTE[platform] / (6 * tokens * devices)
+    arithmetic = (slots**2 + slots) / (3 * tokens)
+    traffic = 3 * 4 * slots * FLOPS_PER_BYTE[platform] / (6 * tokens)
     largest = max(min(at_once, count) for count in functions.slots.values())
-    idle = max(1.0, FILLING_TOKENS[platform] / (tokens * devices * largest / slots))
     # Slots that come in turn are not shared by devices: each has them all.
     in_turn = (MAP_ON_CPU if platform == "cpu" else 1.0) * devices
     extra = EXTRA_FORWARD if jax.tree.leaves(aux) else 0.0
@@ -131,9 +135,9 @@ def costs(
         "plain": Cost(1.0, activations + gradient),
         "layer": Cost(1 + EXTRA_FORWARD, activations + gradient),
         "stack": Cost(apart, activations + kept),
-        "stack_map": Cost((apart * in_turn + extra) * idle, a_few + kept),
+        "stack_map": Cost((apart * in_turn + extra) * idle(largest), a_few + kept),
         "stream": Cost(
-            (1 + traffic + extra) * idle * largest * in_turn,
+            ((1 + traffic) * in_turn + extra) * idle(1),
             activations * devices // slots + 3 * gradient,
         ),
     }
