@@ -73,6 +73,8 @@ def test_weights_that_mean_nothing_are_told(weights, message):
         ({"method": "magic"}, "multitask.method='magic' is unknown; choose from sum, mean"),
         ({"engine": "plain", "method": "pcgrad"}, "multitask.engine='plain' cannot serve"),
         ({"engine": "plain", "record": True}, "with multitask.record; use auto, stack, stack_map"),
+        ({"gramian_ema": 0.9}, "gramian_ema=0.9: multitask.method='sum' does not look at the"),
+        ({"gramian_ema": 0.9, "method": "graddrop"}, "='graddrop' does not look at the Gramian"),
     ],
 )
 def test_what_cannot_be_is_told_before_any_work(fields, message):

@@ -133,7 +133,7 @@ def averaged_gramian(decay: float) -> Weighting:
         seen = jnp.where(both, gramian / size[:, None] / size[None, :], 0)
         return dataclasses.replace(signal, gramian=seen), {"gramian": gramian, "weight": weight}
 
-    return Weighting(update, init)
+    return Weighting(update, init, needs="norms")
 
 
 def clipped(largest: float) -> Weighting:

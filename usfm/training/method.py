@@ -25,7 +25,8 @@ def weighting_of(config: ConfigDict, tasks: Sequence[Task]) -> Weighting:
     """The weighting that a run's `multitask` describes.
 
     Raises:
-        UserError: an unknown method, option or task, or a weight that is not above 0.
+        UserError: an unknown task, or a weight that is not above 0.
+        ValueError: an unknown method or option (`check` explains the former).
     """
     return chain.make(
         config.method,
@@ -65,6 +66,11 @@ def check(config: ConfigDict, skip_nonfinite: bool) -> None:
             f"multitask.method='{config.method}' is unknown; choose from {', '.join(chain.METHODS)}"
         )
     needs = chain.make(config.method).needs
+    if config.gramian_ema and needs not in ("norms", "gramian"):
+        raise UserError(
+            f"multitask.gramian_ema={config.gramian_ema}: multitask.method='{config.method}' does "
+            "not look at the Gramian; set it to 0, or choose a method that does"
+        )
     engines.check_engine(
         config.engine, config.method, needs, skip_nonfinite=skip_nonfinite, record=config.record
     )
