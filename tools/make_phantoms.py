@@ -32,7 +32,8 @@ def main(argv: list[str] | None = None) -> None:
         write_folder(arguments.root, rows=arguments.rows, seed=arguments.seed, phantoms=phantoms)
     except (UserError, FileExistsError) as error:
         sys.exit(f"make_phantoms: {error}")
-    print(f"{len(phantoms)} phantom tasks of {arguments.rows} images: {arguments.root}")
+    up_to = "up to " if any(phantom.share < 1 for phantom in phantoms.values()) else ""
+    print(f"{len(phantoms)} phantom tasks of {up_to}{arguments.rows} images: {arguments.root}")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ class Record:
         self._steps: list[tuple[int, Any]] = []
         for path in directory.glob("*.npz"):
             if int(path.stem) > start:
-                path.unlink()
+                path.unlink(missing_ok=True)  # another process of the run may be faster
 
     def add(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Takes the metrics of a step (its number counts itself), finished or not.
