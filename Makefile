@@ -23,7 +23,7 @@ quickstart: setup
 		</dev/null >/dev/null 2>&1 & fi
 
 test: setup
-	JAX_PLATFORMS=cpu $(RUN) -m pytest -n 2 -q
+	JAX_PLATFORMS=cpu $(RUN) -m pytest -n 2 --dist loadgroup -q
 
 lint: setup
 	$(RUN) -m ruff check .

@@ -140,6 +140,12 @@ def phantoms(session_dir) -> pathlib.Path:
     return root
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _programs(session_dir):
+    """What one test compiled, another of this session need not."""
+    jax.config.update("jax_compilation_cache_dir", str(session_dir / "programs"))
+
+
 @pytest.fixture
 def quick_compile():
     """Makes programs compile in a third of the time, and run slower."""

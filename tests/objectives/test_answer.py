@@ -205,6 +205,8 @@ def test_an_auxiliary_loss_is_never_weighted():
     assert not np.allclose(*blocks, rtol=1e-2)
     for out in with_it.values():
         assert_close(out["grads"]["heads"], PLAIN_HEADS, 1e-6)
+    in_turn = answered(weighting, "stack_map", functions=FUNCTIONS, at_once=2)
+    assert_close(in_turn["grads"], with_it["stack"]["grads"], 1e-6)
 
 
 def test_famo_looks_at_the_same_batch_again():

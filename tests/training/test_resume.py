@@ -1,6 +1,7 @@
 """Runs that are killed, stopped or robbed of their images end as one that nothing disturbed."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -10,7 +11,6 @@ import signal
 import time
 
 import numpy as np
-import pytest
 
 from usfm.training import record
 from usfm.training.checkpoint import Checkpoints
@@ -74,63 +74,56 @@ def assert_same_end(workdir, trained):
         np.testing.assert_array_equal(recorded[name], array, err_msg=name)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_killed_run_ends_bit_for_bit_like_one_that_was_not(run, trained, tmp_path, workers):
-    flags = (UNSCORED, f"--config.data.workers={workers}")
+def test_a_killed_run_ends_bit_for_bit_like_one_that_was_not(run, trained, tmp_path):
+    with_workers = (UNSCORED, "--config.data.workers=2")
     # Step 12 is saved only when step 6 is on disk, so after step 13 there is one to go on from.
     first, second = random.randint(1, 12), random.randint(13, 18)
     print(f"killed after step {first}, and after step {second} as soon as it saved")
 
-    process = run.start(tmp_path, *flags)
+    process = run.start(tmp_path, UNSCORED)
     wait_for_step(first, tmp_path, process)
     kill(process)
-    process = run.start(tmp_path, *flags)
+    process = run.start(tmp_path, *with_workers)
     wait_for_step(second, tmp_path, process)
     wait_for(lambda: saving(tmp_path), process)
     kill(process)
     saved = steps(tmp_path)[-1]
 
-    done = run(tmp_path, *flags)
+    done = run(tmp_path, UNSCORED)
     assert done.returncode == 0, done.stderr
     assert f"going on from step {saved} of {STEPS}" in done.stderr
     assert_same_end(tmp_path, trained)
     assert not saving(tmp_path)
 
 
-def test_a_run_that_is_told_to_stop_saves_first(run, trained, tmp_path):
+def test_a_run_told_to_stop_saves_first_and_goes_on_without_its_images(run, trained, tmp_path):
+    data, workdir = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(run.data, data)
     # Nothing else makes it save before the end, and its workers are told too.
-    flags = (UNSCORED, "--config.data.workers=2", "--config.checkpoint.every_steps=1000")
-    step = random.randint(1, 18)
+    flags = ("--config.data.workers=2", "--config.checkpoint.every_steps=1000")
+    start = functools.partial(dataclasses.replace(run, data=data).start, workdir, *flags)
+    step = random.randint(1, 12)
     print(f"stopped after step {step}")
-    process = run.start(tmp_path, *flags)
-    wait_for_step(step, tmp_path, process)
+    process = start()
+    wait_for_step(step, workdir, process)
     for _ in range(3):
         os.killpg(process.pid, signal.SIGTERM)
         time.sleep(0.02)
     errors = process.communicate(timeout=600)[1]
     assert process.returncode == EXIT_TERMINATED, errors
-    (saved,) = steps(tmp_path)
+    (saved,) = steps(workdir)
     assert step < saved < STEPS
     assert f"SIGTERM: step {saved} is saved; run the same command again to go on" in errors
-    assert logged(tmp_path) == list(range(1, saved + 1))
+    assert logged(workdir) == list(range(1, saved + 1))
     assert "Traceback" not in errors
     assert "leaked" not in errors
 
-    done = run(tmp_path, *flags)
-    assert done.returncode == 0, done.stderr
-    assert f"going on from step {saved} of {STEPS}" in done.stderr
-    assert_same_end(tmp_path, trained)
-
-
-def test_the_images_are_not_read_while_it_trains(run, trained, tmp_path):
-    data = tmp_path / "data"
-    shutil.copytree(run.data, data)
-    workdir = tmp_path / "run"
-    process = dataclasses.replace(run, data=data).start(workdir)
-    wait_for_step(1, workdir, process)
+    process = start()
+    wait_for_step(saved + 1, workdir, process)
     shutil.rmtree(data)
     errors = process.communicate(timeout=600)[1]
     assert process.returncode == 0, errors
+    assert f"going on from step {saved} of {STEPS}" in errors
     assert f"{data} is gone: not scored; run --mode=evaluate when it is back" in errors
     assert not (workdir / "evaluation.json").exists()
     assert_same_end(workdir, trained)

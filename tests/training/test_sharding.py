@@ -31,6 +31,8 @@ TASKS = (
 MODEL = M2DINO(TASKS, variant="tiny", decoder_width=dict.fromkeys(TYPES, 8))
 SLOTS = {"classification": 4, "regression": 4}
 LEARNING_RATE = 1e-3
+# One process makes what these tests share.
+pytestmark = pytest.mark.xdist_group("sharding")
 UP = "encoder/blocks/mlp/up/kernel"  # a matrix of each of 4 layers: [4, 192, 768]
 
 
@@ -118,16 +120,15 @@ def one_device(_quickly):
     return three_steps(1, 1)
 
 
-@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (1, 8), (2, 4)])
+@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (2, 4)])
 def test_eight_devices_learn_what_one_learns(one_device, data, fsdp):
     assert_equal(three_steps(data, fsdp), one_device)
 
 
 @pytest.mark.usefixtures("_quickly")
-@pytest.mark.parametrize("top_k", [0, 2])
-def test_experts_on_an_axis_of_their_own_learn_the_same(top_k):
+def test_experts_on_an_axis_of_their_own_learn_the_same():
     # Of so much capacity that none asks elsewhere, whichever tokens are sorted together.
-    mixture = Mixture(experts=4, layers=(2, 3), top_k=top_k, capacity=2.0)
+    mixture = Mixture(experts=4, layers=(2, 3), top_k=2, capacity=2.0)
     model = dataclasses.replace(MODEL, mixture=mixture)
     changes = {"multitask.method": "sum", "train.on_nonfinite": "stop"}
     one, eight = (three_steps(*mesh, model, **changes) for mesh in ((1, 1, 1), (2, 2, 2)))
