@@ -33,6 +33,8 @@ def base() -> ConfigDict:
     config.data.groups = ConfigDict()  # task id -> clinical group, over the known ones
     config.data.flip_ok = ConfigDict()  # task id -> a mirrored image keeps its label, likewise
     config.data.fraction = 1.0  # share of each task's training rows that is used
+    config.data.fractions = ConfigDict()  # task id -> its own share
+    config.data.min_examples = 1  # training rows that a task keeps, whatever the share
     # Tasks fill slots in proportion to (training rows) ** (1 / temperature): 1 = to their rows, the
     # higher the more alike; 0 = all alike.
     config.data.temperature = 0.0
@@ -178,6 +180,7 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"{field}={config[room][name]!r} is not one of {choices}")
     for field, low, high in (
         ("data.fraction", 1e-9, 1.0),
+        ("data.min_examples", 1, float("inf")),
         ("data.workers", 0, float("inf")),
         ("data.augment", 0.0, 1.0),
         ("train.steps", 1, float("inf")),
@@ -208,6 +211,9 @@ def check(config: ConfigDict) -> None:
         value: Any = functools.reduce(operator.getitem, field.split("."), config)
         if not low <= value <= high:
             raise UserError(f"{field}={value} is outside [{low:g}, {high:g}]")
+    for task_id, share in config.data.fractions.items():
+        if not 0 < share <= 1:
+            raise UserError(f"data.fractions.{task_id}={share} is outside (0, 1]")
     temperature = config.data.temperature
     if temperature != 0 and not temperature >= 0.1:
         raise UserError(

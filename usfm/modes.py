@@ -17,7 +17,7 @@ from usfm.evaluation import trivial
 from usfm.evaluation.evaluate import Evaluation, Trivial, evaluate, write
 from usfm.evaluation.files import write_atomically
 from usfm.evaluation.overlay import Example
-from usfm.evaluation.predict import Predictor
+from usfm.evaluation.predict import Predictor, programs_of
 from usfm.evaluation.prediction import Answer, truth
 from usfm.evaluation.report import write_report
 from usfm.evaluation.submission import write_submission
@@ -25,8 +25,9 @@ from usfm.evaluation.table import text_table
 from usfm.tasks import Task
 from usfm.training import sharding
 from usfm.training.checkpoint import Checkpoints, tasks_from_meta
+from usfm.training.program import make_model
 from usfm.training.state import evaluated_params, evaluated_parts
-from usfm.training.train import make_model, pretrained, train
+from usfm.training.train import pretrained, train
 
 
 def run_train(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -59,19 +60,19 @@ def run_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
     trained = usfm_config.read(workdir / "config.json")
     predictor = _trained(config, workdir)
     folder = open_folder(config, workdir)
-    _check_tasks(predictor.model.tasks, folder)
+    _check_tasks(predictor.tasks, folder)
     trained_root = pathlib.Path(trained.data.root)
     part, floors = config.evaluate.part, {}
     if folder.root.resolve() == trained_root.resolve():
         splits = open_splits(config, folder)
-        floors = _floors(folder, splits, config.data.fraction)
+        floors = _floors(folder, splits, config.data)
     else:
         # Another folder than the one trained on: all its rows are scored, and the trivial
         # predictor still knows the training rows only.
         splits, part = _all_in_one(folder), "all"
         if trained_root.exists():
             source = open_folder(trained, workdir)
-            floors = _floors(source, open_splits(trained, source), trained.data.fraction)
+            floors = _floors(source, open_splits(trained, source), trained.data)
     rows = rows_in(folder, splits, part)
     if not any(rows.values()):
         raise UserError(
@@ -94,7 +95,7 @@ def run_predict(config: ConfigDict, workdir: pathlib.Path) -> None:
     usfm_config.check(config)
     predictor = _trained(config, workdir)
     folder = open_folder(config, workdir, require_labels=False)
-    _check_tasks(predictor.model.tasks, folder)
+    _check_tasks(predictor.tasks, folder)
     write_submission(predictor(folder, folder.rows), folder, workdir / "predictions")
     rows = sum(len(of_task) for of_task in folder.rows.values())
     print(f"{rows} rows answered: {workdir / 'predictions'}")
@@ -103,10 +104,10 @@ def run_predict(config: ConfigDict, workdir: pathlib.Path) -> None:
 MODES = {"train": run_train, "evaluate": run_evaluate, "predict": run_predict}
 
 
-def _floors(folder: Folder, splits: Splits, fraction: float) -> dict[str, Trivial]:
+def _floors(folder: Folder, splits: Splits, data: ConfigDict) -> dict[str, Trivial]:
     """The trivial predictors of all tasks that have training rows, fitted to them."""
     fitted = {}
-    indices = training_rows(folder, splits, fraction)
+    indices = training_rows(folder, splits, data)
     for task in folder.tasks:
         if indices[task.id].size:
             rows = [folder.rows[task.id][index] for index in indices[task.id]]
@@ -182,7 +183,15 @@ def _trained(config: ConfigDict, workdir: pathlib.Path) -> Predictor:
 
 def _predictor(config: ConfigDict, model, params, mesh: jax.sharding.Mesh) -> Predictor:
     size = (config.data.image_size, config.data.image_size)
-    return Predictor(model, params, mesh, size, config.data.channels, config.evaluate.batch_size)
+    return Predictor(
+        programs_of(model, mesh),
+        model.tasks,
+        params,
+        mesh,
+        size,
+        config.data.channels,
+        config.evaluate.batch_size,
+    )
 
 
 def _check_tasks(known: Sequence[Task], folder: Folder) -> None:

@@ -1,11 +1,16 @@
 import csv
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 
+from usfm import config as usfm_config
+from usfm.data.folder import Folder
 from usfm.data.phantoms import write_folder
 from usfm.data.source import cache_dir, open_folder, open_splits, rows_in, say, training_rows
+from usfm.data.splits import Splits
+from usfm.errors import UserError
 
 TASKS = "breast_2cls,FUGC"
 
@@ -124,23 +129,76 @@ def test_rows_without_a_label_are_neither_trained_on_nor_scored(make_config, tmp
     folder = open_folder(config, tmp_path, require_labels=False)
     splits = open_splits(config, folder)
     assert len(folder.rows["breast_2cls"]) == 6
-    assert training_rows(folder, splits, 1.0)["breast_2cls"].tolist() == [0, 1, 3, 4, 5]
+    assert training_rows(folder, splits, config.data)["breast_2cls"].tolist() == [0, 1, 3, 4, 5]
     assert len(rows_in(folder, splits, "all")["breast_2cls"]) == 5
 
 
 def test_a_smaller_fraction_lies_inside_a_larger(config, tmp_path):
     folder = open_folder(config, tmp_path)
     splits = open_splits(config, folder)
-    whole = training_rows(folder, splits, 1.0)
+    whole = training_rows(folder, splits, config.data)
     for task_id, indices in whole.items():
         assert indices.tolist() == splits.indices(folder, task_id, "train").tolist()
     previous = whole
     for fraction in (0.7, 0.5, 0.2, 1e-6):
-        some = training_rows(folder, splits, fraction)
+        config.data.fraction = fraction
+        some = training_rows(folder, splits, config.data)
         for task_id, indices in some.items():
             assert len(indices) == max(1, int(np.ceil(fraction * len(whole[task_id]))))
             assert set(indices) <= set(previous[task_id])
         previous = some
+
+
+def test_a_task_may_have_a_share_of_its_own_and_keeps_its_minimum(config, tmp_path):
+    folder = open_folder(config, tmp_path)
+    splits = open_splits(config, folder)
+    whole = {id: len(rows) for id, rows in training_rows(folder, splits, config.data).items()}
+    assert min(whole.values()) >= 3
+    config.data.fraction, config.data.fractions = 1e-6, {"FUGC": 1.0}
+    few = {id: len(rows) for id, rows in training_rows(folder, splits, config.data).items()}
+    assert few == {"FUGC": whole["FUGC"], "breast_2cls": 1}
+    config.data.min_examples = 3
+    assert len(training_rows(folder, splits, config.data)["breast_2cls"]) == 3
+    config.data.min_examples = 1000
+    all_rows = training_rows(folder, splits, config.data)
+    assert {id: len(rows) for id, rows in all_rows.items()} == whole
+    config.data.fractions = {"FUCG": 0.5}
+    with pytest.raises(UserError, match=r"data\.fractions: .*'FUCG'.*FUGC"):
+        training_rows(folder, splits, config.data)
+
+
+def test_any_share_has_the_classes_of_all_and_whole_groups(make_folder_of):
+    # 60 rows of class 0 and 20 of class 1, in videos of four frames.
+    folder, splits = make_folder_of([0] * 60 + [1] * 20, frames=4)
+    data = usfm_config.base().data
+    labels = np.array([row.label for row in folder.rows["plane"]])
+    for fraction in (0.25, 0.5, 0.75):
+        data.fraction = fraction
+        chosen = training_rows(folder, splits, data)["plane"]
+        assert len(chosen) == 80 * fraction
+        assert (labels[chosen] == 1).sum() == pytest.approx(20 * fraction, abs=4)  # one video
+        assert set(np.bincount(chosen // 4)) <= {0, 4}
+    data.fraction = 0.26  # whole videos, so a little more
+    assert len(training_rows(folder, splits, data)["plane"]) == 24
+
+
+@pytest.fixture
+def make_folder_of(small_folder):
+    """Makes a folder of one task with these labels, `frames` rows a video, and splits."""
+
+    def make(labels, frames):
+        first = small_folder.rows["plane"][0]
+        rows = tuple(
+            dataclasses.replace(first, index=i, key=f"{i}", label=label)
+            for i, label in enumerate(labels)
+        )
+        keys = [("plane", row.key) for row in rows]
+        groups = {key: f"video {i // frames}" for i, key in enumerate(keys)}
+        tasks = tuple(task for task in small_folder.tasks if task.id == "plane")
+        folder = Folder(small_folder.root, tasks, {"plane": rows})
+        return folder, Splits(dict.fromkeys(keys, "train"), groups)
+
+    return make
 
 
 def test_say_keeps_stdout_for_results(capsys):

@@ -8,7 +8,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from usfm.data.folder import Row
-from usfm.evaluation.predict import Predictor, answer
+from usfm.evaluation.predict import Predictor, answer, programs_of
 from usfm.evaluation.prediction import content
 from usfm.models.m2dino import M2DINO
 from usfm.tasks import TYPES, Task
@@ -33,7 +33,8 @@ def make_predictor(small_folder, quick_compile):
             devices=devices,
         )
         placed = jax.device_put(fresh(model), NamedSharding(mesh, P()))
-        return Predictor(model, placed, mesh, (32, 32), 1, batch_size)
+        programs = programs_of(model, mesh)
+        return Predictor(programs, model.tasks, placed, mesh, (32, 32), 1, batch_size)
 
     return make
 

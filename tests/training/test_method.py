@@ -10,7 +10,7 @@ from usfm.errors import UserError
 from usfm.objectives import chain
 from usfm.tasks import Task
 from usfm.training import method
-from usfm.training.train import make_model
+from usfm.training.program import make_model
 
 TASKS = (Task("a", "classification", num_classes=2), Task("b", "segmentation", num_classes=2))
 

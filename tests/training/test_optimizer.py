@@ -12,8 +12,8 @@ from usfm import config as usfm_config
 from usfm.errors import UserError
 from usfm.tasks import Task
 from usfm.training import optimizer
+from usfm.training.program import make_model
 from usfm.training.sharding import path_name
-from usfm.training.train import make_model
 
 
 def config(**fields):

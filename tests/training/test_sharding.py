@@ -19,7 +19,7 @@ from usfm.tasks import TYPES, Task
 from usfm.training import optimizer as optimizers
 from usfm.training import sharding
 from usfm.training.state import TrainState, create
-from usfm.training.step import make_step
+from usfm.training.step import Own, make_step
 
 # Two types are enough, and quicker to compile; all of them are trained in test_train.py.
 TASKS = (
@@ -91,7 +91,9 @@ def three_steps(data: int, fsdp: int, expert: int = 1, model: M2DINO = MODEL, **
         step = make_step(model, SLOTS, optimizer, config, abstract)
         metrics = []
         for number in range(3):
-            state, of_step = step(state, sharding.place_batch(make_batch(number), mesh))
+            state, of_step = step(
+                state, sharding.place_batch(make_batch(number), mesh), Own(np.uint32(0))
+            )
             metrics.append(jax.device_get(of_step))
     return Run(metrics, before, jax.device_get(named(state.params)))
 

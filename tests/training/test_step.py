@@ -1,6 +1,7 @@
 """What a training step changes, and what it leaves alone."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,9 +13,9 @@ from usfm.tasks import Task
 from usfm.training import optimizer as optimizers
 from usfm.training import sharding
 from usfm.training.checkpoint import Checkpoints
+from usfm.training.program import make_model
 from usfm.training.state import TrainState, create
-from usfm.training.step import Step, make_step
-from usfm.training.train import make_model
+from usfm.training.step import Own, make_step
 
 TASKS = (
     Task("cls2", "classification", num_classes=2),
@@ -44,7 +45,10 @@ def named(tree) -> dict[str, np.ndarray]:
     return {sharding.path_name(path): np.array(leaf) for path, leaf in leaves}
 
 
-def start(**fields) -> tuple[Step, TrainState, TrainState]:
+Take = Callable[[TrainState, Any], Any]  # a step of (state, batch)
+
+
+def start(**fields) -> tuple[Take, TrainState, TrainState]:
     """The step of a run, its initial state, and the shapes of that."""
     config = usfm_config.debug(usfm_config.base())
     config.update_from_flattened_dict(
@@ -59,7 +63,7 @@ def start(**fields) -> tuple[Step, TrainState, TrainState]:
 
     def in_mesh(state: TrainState, batch: Any) -> Any:
         with jax.set_mesh(mesh):
-            return step(state, sharding.place_batch(batch, mesh))
+            return step(state, sharding.place_batch(batch, mesh), Own(np.uint32(config.train.seed)))
 
     return in_mesh, state, abstract
 
@@ -68,7 +72,7 @@ def start(**fields) -> tuple[Step, TrainState, TrainState]:
 class Run:
     """Four steps, of which the third could not be made: the state before and after each."""
 
-    step: Step
+    step: Take
     abstract: TrainState
     states: list[dict[str, np.ndarray]]
     checkpoints: Any  # where the state after the second lies

@@ -52,7 +52,7 @@ def lines_of(workdir):
 def batches_of(config) -> list[Any]:
     """The batches of all steps, as the run will see them."""
     folder = read_folder(config.data.root, tasks=config.tasks)
-    rows = training_rows(folder, open_splits(config, folder), config.data.fraction)
+    rows = training_rows(folder, open_splits(config, folder), config.data)
     store = open_store(folder, (32, 32), 1, config.data.cache_dir)
     shape = {"slots": config.train.slots, "examples_per_slot": config.train.examples_per_slot}
     batches = slot_batches(store, folder.tasks, rows, seed=config.train.seed, **shape)
@@ -173,7 +173,7 @@ def test_the_stream_and_the_step_agree_on_the_mix_of_tasks(
     class Ready(Exception):
         """All is there that the step is made of; compiling it would show no more."""
 
-    def stop(config, workdir, model, slots, class_weights, mesh, batches):
+    def stop(config, workdir, tasks, slots, own, mesh, batches):
         raise Ready(slots, [batches[step]["task"] for step in range(4)])
 
     rows = {"breast_2cls": np.arange(8), "breast_lesion": np.arange(10), "lung_2cls": np.arange(2)}

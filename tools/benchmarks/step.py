@@ -14,9 +14,9 @@ from usfm.data.slots import slots_per_type, type_slices
 from usfm.tasks import Task
 from usfm.training import optimizer as optimizers
 from usfm.training import sharding
+from usfm.training.program import make_model
 from usfm.training.state import create
-from usfm.training.step import make_step
-from usfm.training.train import make_model
+from usfm.training.step import Own, make_step
 
 STEPS = 5  # of a round
 
@@ -67,12 +67,13 @@ def _stepper(
     optimizer = optimizers.make(config.optimizer, config.train.steps, model.layers)
     state, abstract = create(model, optimizer, config, mesh)
     slots = slots_per_type(tasks, None, config.train.slots)
+    own = Own(np.uint32(config.train.seed))
     make = make_step(model, slots, optimizer, config, abstract)
 
     def run() -> None:
         nonlocal state
         for _ in range(STEPS):
-            state, _ = make(state, batch)
+            state, _ = make(state, batch, own)
         jax.block_until_ready(state)
 
     return run

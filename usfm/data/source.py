@@ -1,10 +1,11 @@
 """From a run's config to its rows: the folder, its splits, and the rows that train."""
 
+import collections
 import hashlib
 import math
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -19,6 +20,7 @@ from usfm.data.splits import (
     read_splits,
     write_splits,
 )
+from usfm.tasks.fm_uia import check_overrides
 
 
 def cache_dir(config: ConfigDict) -> pathlib.Path:
@@ -81,18 +83,48 @@ def rows_in(folder: Folder, splits: Splits, part: str) -> dict[str, list[Row]]:
     }
 
 
-def training_rows(folder: Folder, splits: Splits, fraction: float) -> dict[str, np.ndarray]:
+def training_rows(folder: Folder, splits: Splits, data: ConfigDict) -> dict[str, np.ndarray]:
     """Row.index of each task's training rows, or of a fraction of them.
 
-    Rows are taken group by group in the order of a hash, so that a smaller fraction lies inside a
-    larger, and one that is not small has few groups in part.
+    Whole groups (patients, videos, images) are taken in one order, until the fraction and
+    data.min_examples are reached: so a smaller fraction lies inside a larger one. Within a class
+    the order is that of a hash, and classes take turns by their size, so that any share of the
+    rows has about the classes of all.
+
+    Args:
+        folder: whose rows to choose among.
+        splits: of that folder.
+        data: the config's section: fraction, fractions, min_examples.
     """
+    check_overrides("data.fractions", data.fractions, folder.rows)
     chosen = {}
     for task_id, rows in rows_in(folder, splits, "train").items():
-        rows = sorted(rows, key=lambda row: (_rank(splits.group(row)), row.index))
-        kept = rows[: math.ceil(fraction * len(rows))]
+        wanted = math.ceil(data.fractions.get(task_id, data.fraction) * len(rows))
+        wanted = max(wanted, data.min_examples)
+        kept: list[Row] = []
+        for group in _in_turn(rows, splits):
+            if len(kept) >= wanted:
+                break
+            kept += group
         chosen[task_id] = np.array(sorted(row.index for row in kept), np.int64)
     return chosen
+
+
+def _in_turn(rows: Sequence[Row], splits: Splits) -> list[list[Row]]:
+    """The groups of rows, those of equal class evenly spread over all."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(splits.group(row), []).append(row)
+    classes: dict[int, list[str]] = {}
+    for name in sorted(groups, key=_rank):
+        labels = collections.Counter(row.label or 0 for row in groups[name])
+        classes.setdefault(max(labels, key=lambda label: (labels[label], -label)), []).append(name)
+    place = {
+        name: ((nth + 0.5) / len(names), _rank(name))
+        for names in classes.values()
+        for nth, name in enumerate(names)
+    }
+    return [groups[name] for name in sorted(groups, key=place.__getitem__)]
 
 
 def class_counts(folder: Folder, rows: Mapping[str, np.ndarray]) -> np.ndarray:

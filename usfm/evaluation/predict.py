@@ -20,21 +20,26 @@ from usfm.evaluation.prediction import Answer
 from usfm.models.m2dino import M2DINO
 from usfm.tasks import Task
 
+# (params, uint8 images [S, n, H, W, C], task int32 [S]) -> what `answer` reads.
+Program = Callable[..., Mapping[str, jax.Array]]
+
 
 @dataclasses.dataclass(frozen=True)
 class Predictor:
     """A model with placed parameters, ready to answer.
 
     Attributes:
-        model: whose tasks may be asked.
-        params: its parameters, on the mesh.
+        programs: of each type of task, as programs_of makes them.
+        tasks: that may be asked, in the model's order.
+        params: the model's, on the mesh.
         mesh: with axes data and fsdp, over which images are spread.
         image_size: (height, width) that images are resized to.
         channels: 1 or 3, as trained.
         batch_size: images at once; brought to a multiple of the devices.
     """
 
-    model: M2DINO
+    programs: Mapping[str, Program]
+    tasks: tuple[Task, ...]
     params: Any
     mesh: Mesh
     image_size: tuple[int, int]
@@ -49,7 +54,7 @@ class Predictor:
         Images are read ahead in threads; every batch has the same shape, so that one program
         serves all tasks of a type.
         """
-        places = {task.id: place for place, task in enumerate(self.model.tasks)}
+        places = {task.id: place for place, task in enumerate(self.tasks)}
         devices = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         per_slot = -(-self.batch_size // devices)
         chunks = [
@@ -57,7 +62,6 @@ class Predictor:
             for task_id, of_task in rows.items()
             for start in range(0, len(of_task), devices * per_slot)
         ]
-        programs = {kind: self._program(kind) for kind in self.model.types}
 
         def load(row: Row) -> np.ndarray:
             image = read_image(folder.image_file(row))
@@ -71,8 +75,8 @@ class Predictor:
                 images[: len(chunk)] = [future.result() for future in ahead]
                 if number + 1 < len(chunks):
                     ahead = [pool.submit(load, row) for row in chunks[number + 1][1]]
-                task = self.model.tasks[places[task_id]]
-                outputs = programs[task.type](
+                task = self.tasks[places[task_id]]
+                outputs = self.programs[task.type](
                     self.params,
                     images.reshape(devices, per_slot, *images.shape[1:]),
                     np.full(devices, places[task_id], np.int32),
@@ -85,21 +89,25 @@ class Predictor:
                 answers = pool.map(functools.partial(answer, task), chunk, of_rows)
                 yield from zip(chunk, answers, strict=True)
 
-    def _program(self, kind: str) -> Callable[..., Mapping[str, jax.Array]]:
-        """(params, uint8 images [S, n, H, W, C], task int32 [S]) -> what `answer` reads."""
 
-        def outputs(params: Any, images: jax.Array, task: jax.Array) -> Mapping[str, jax.Array]:
-            def slot(image: jax.Array, task: jax.Array) -> Mapping[str, jax.Array]:
-                key = jax.random.key(0)  # not drawn from outside of training
-                maps, _ = self.model.encode(params, image, task, train=False, key=key)
-                raw = self.model.decode(params, kind, maps, task)
-                wanted = {"logits", "heat", "boxes"} if kind != "regression" else {"points"}
-                return {name: value for name, value in raw.items() if name in wanted}
+def programs_of(model: M2DINO, mesh: Mesh) -> dict[str, Program]:
+    """A program for each type of task of a model; models of equal tasks but for ids share them."""
+    return {kind: _program(model, kind, mesh) for kind in model.types}
 
-            return jax.vmap(slot)(normalise(images), task)
 
-        slots = NamedSharding(self.mesh, P(("data", "fsdp")))
-        return jax.jit(outputs, in_shardings=(None, slots, slots))
+def _program(model: M2DINO, kind: str, mesh: Mesh) -> Program:
+    def outputs(params: Any, images: jax.Array, task: jax.Array) -> Mapping[str, jax.Array]:
+        def slot(image: jax.Array, task: jax.Array) -> Mapping[str, jax.Array]:
+            key = jax.random.key(0)  # not drawn from outside of training
+            maps, _ = model.encode(params, image, task, train=False, key=key)
+            raw = model.decode(params, kind, maps, task)
+            wanted = {"logits", "heat", "boxes"} if kind != "regression" else {"points"}
+            return {name: value for name, value in raw.items() if name in wanted}
+
+        return jax.vmap(slot)(normalise(images), task)
+
+    slots = NamedSharding(mesh, P(("data", "fsdp")))
+    return jax.jit(outputs, in_shardings=(None, slots, slots))
 
 
 def answer(task: Task, row: Row, outputs: Mapping[str, np.ndarray]) -> Answer:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from usfm.evaluation.files import write_atomically
 from usfm.tasks import Task
@@ -39,7 +40,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of its workdir below cells/; the same tasks, fraction, seed, method and model have one."""
+        """Of its workdir below cells/."""
         first, others = self.tasks[0], len(self.tasks) - 1
         digest = hashlib.sha256(",".join(self.tasks).encode()).hexdigest()[:8]
         tasks = f"{first}_and_{others}_more_{digest}" if others else first
@@ -134,7 +135,7 @@ def _together(by_fraction: Mapping[float, Plan]) -> bool:
 
 def write(study: Study, workdir: pathlib.Path) -> None:
     """Writes study.json."""
-    content = dataclasses.asdict(study)
+    content: dict[str, Any] = dataclasses.asdict(study)
     content["partitions"] = {
         name: {f"{fraction:g}": plan.parts for fraction, plan in by_fraction.items()}
         for name, by_fraction in study.partitions.items()

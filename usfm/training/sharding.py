@@ -92,10 +92,15 @@ def abstract(make: Callable[[], Any], mesh: Mesh) -> Any:
 
 def build(make: Callable[[], Any], mesh: Mesh) -> Any:
     """What `make` returns, every device making its own part."""
-    out = jax.tree.map(lambda leaf: leaf.sharding, abstract(make, mesh))
-    # It runs once. On a CPU, random numbers take XLA ten seconds to compile well, or two.
+    return builder(make, abstract(make, mesh))()
+
+
+def builder(make: Callable[..., Any], placed: Any) -> Callable[..., Any]:
+    """`make` as a program in which every device makes its own part, as `abstract` placed them."""
+    out = jax.tree.map(lambda leaf: leaf.sharding, placed)
+    # It runs seldom. On a CPU, random numbers take XLA ten seconds to compile well, or two.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return jax.jit(make, out_shardings=out, compiler_options=options)()
+    return jax.jit(make, out_shardings=out, compiler_options=options)
 
 
 def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

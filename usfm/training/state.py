@@ -1,6 +1,7 @@
 """All that a run carries from step to step, and all that a checkpoint holds."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -37,22 +38,29 @@ class TrainState:
     ema: Params = dataclasses.field(default_factory=dict)
 
 
+def initial(
+    model: M2DINO,
+    optimizer: optax.GradientTransformation,
+    config: ConfigDict,
+    seed: jax.Array | int,
+) -> TrainState:
+    """The state that a run of a seed starts with."""
+    weighting = weighting_of(config.multitask, model.tasks)
+    params = model.init(jax.random.key(seed))
+    trainable, _ = split(params, frozen(params, config.optimizer.freeze, model.layers))
+    opt_state = optimizer.init(trainable)
+    ema = trainable if config.train.ema else {}
+    multitask = weighting.init(len(model.tasks))
+    state = TrainState(jnp.int32(0), params, opt_state, multitask, ema)
+    # A weakly typed constant among them would be strong after a step: compiled twice.
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, leaf.dtype), state)
+
+
 def create(
     model: M2DINO, optimizer: optax.GradientTransformation, config: ConfigDict, mesh: Mesh
 ) -> tuple[TrainState, TrainState]:
     """The initial state of a run, placed on the mesh, and its shapes with their shardings."""
-    weighting = weighting_of(config.multitask, model.tasks)
-
-    def make() -> TrainState:
-        params = model.init(jax.random.key(config.train.seed))
-        trainable, _ = split(params, frozen(params, config.optimizer.freeze, model.layers))
-        opt_state = optimizer.init(trainable)
-        ema = trainable if config.train.ema else {}
-        multitask = weighting.init(len(model.tasks))
-        state = TrainState(jnp.int32(0), params, opt_state, multitask, ema)
-        # A weakly typed constant among them would be strong after a step: compiled twice.
-        return jax.tree.map(lambda leaf: jnp.asarray(leaf, leaf.dtype), state)
-
+    make = functools.partial(initial, model, optimizer, config, config.train.seed)
     return sharding.build(make, mesh), sharding.abstract(make, mesh)
 
 

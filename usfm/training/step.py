@@ -21,7 +21,23 @@ from usfm.training.freeze import Params, frozen, hold, merge, split
 from usfm.training.optimizer import preconditioner, schedule
 from usfm.training.state import TrainState, averaged
 
-Step = Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, Any]]]
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Own:
+    """What a run has of its own where runs of equal shapes share a program.
+
+    Attributes:
+        seed: uint32 [], of all that is random in a step.
+        class_weights: float32 [T, C], what an image of each class counts in its task's loss
+            (losses.class_weights); None = all alike.
+    """
+
+    seed: jax.Array | np.uint32
+    class_weights: jax.Array | np.ndarray | None = None
+
+
+Step = Callable[[TrainState, Mapping[str, jax.Array], Own], tuple[TrainState, dict[str, Any]]]
 
 
 def make_step(
@@ -30,7 +46,6 @@ def make_step(
     optimizer: optax.GradientTransformation,
     config: ConfigDict,
     abstract_state: TrainState,
-    class_weights: np.ndarray | None = None,
 ) -> Step:
     """The compiled step of a run.
 
@@ -38,18 +53,16 @@ def make_step(
         model: whose tasks the batches' `task` indexes.
         slots: slots of each type, in a batch's order.
         optimizer: as given to state.create.
-        config: the run's.
+        config: the run's, of which train.seed does not matter.
         abstract_state: shapes and shardings of the state.
-        class_weights: float32 [T, C], what an image of each class counts in its task's loss
-            (losses.class_weights); None = all alike.
 
     Returns:
-        (state, uint8 batch) -> (new state, metrics): losses, present and left_out [T], grad_norm []
-        and ok [], whether the update was made; unless all tasks weigh the same also weights [T],
-        and where it is at hand gramian [T, T]; where there are mixtures of experts also routing
-        [T, E] and dropped [] (objectives/routing.py); and with multitask.record also record, what
-        record.py writes. An update that is not finite is never made: what follows is then the
-        loop's to decide. The old state's memory is reused.
+        (state, uint8 batch, own) -> (new state, metrics): losses, present and left_out [T],
+        grad_norm [] and ok [], whether the update was made; unless all tasks weigh the same also
+        weights [T], and where it is at hand gramian [T, T]; where there are mixtures of experts
+        also routing [T, E] and dropped [] (objectives/routing.py); and with multitask.record also
+        record, what record.py writes. An update that is not finite is never made: what follows is
+        then the loop's to decide. The old state's memory is reused.
     """
     is_frozen = frozen(abstract_state.params, config.optimizer.freeze, model.layers)
     skip = config.train.on_nonfinite == "skip_task"
@@ -63,21 +76,19 @@ def make_step(
     learning_rate = schedule(config.optimizer, config.train.steps)
     moe = config.model.moe
     router_loss = RouterLoss(moe.balance_weight, moe.z_weight)
-    strength, seed = config.data.augment, config.train.seed
+    strength = config.data.augment
     flip_ok = jnp.array([task.flip_ok for task in model.tasks])
 
     def step(
-        state: TrainState, batch: Mapping[str, jax.Array]
+        state: TrainState, batch: Mapping[str, jax.Array], own: Own
     ) -> tuple[TrainState, dict[str, Any]]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        key = jax.random.fold_in(jax.random.key(own.seed), state.step)
         augment_key, task_key = jax.random.split(key)
         batch = augment(batch, augment_key, strength=strength, flip_ok=flip_ok)
         batch = {**batch, "image": normalise(batch["image"])}
         trainable, rest = split(state.params, is_frozen)
-        if class_weights is not None and "label" in batch:  # absent without such tasks
-            batch["class_weight"] = jnp.asarray(class_weights)[
-                batch["task"][:, None], batch["label"]
-            ]
+        if own.class_weights is not None and "label" in batch:  # absent without such tasks
+            batch["class_weight"] = own.class_weights[batch["task"][:, None], batch["label"]]
         functions = _functions(
             model, slots, lambda params: merge(hold(params, is_frozen), rest), router_loss
         )

@@ -6,7 +6,7 @@ import pathlib
 import signal
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import grain
@@ -25,41 +25,22 @@ from usfm.errors import UserError
 from usfm.models import weights
 from usfm.models.dinov3 import VARIANTS
 from usfm.models.functional import Params
-from usfm.models.lora import LoRA
-from usfm.models.m2dino import M2DINO
-from usfm.models.moe import Mixture
 from usfm.objectives.losses import class_weights
 from usfm.tasks import Task
-from usfm.training import optimizer as optimizers
 from usfm.training import sharding
 from usfm.training.checkpoint import Checkpoints, tasks_from_meta, tasks_to_meta
 from usfm.training.freeze import frozen, trained
 from usfm.training.logs import Log, NonFiniteError
 from usfm.training.method import RECORDED, weighting_of
+from usfm.training.program import Program, make_program
 from usfm.training.record import Record
-from usfm.training.state import TrainState, create, started_from
-from usfm.training.step import Step, make_step
+from usfm.training.state import TrainState, evaluated_params, started_from
+from usfm.training.step import Own, Step
 
 # What the process ends with when a signal stopped it after saving: run it again to go on
 # (EX_TEMPFAIL of sysexits.h).
 EXIT_TERMINATED = 75
 PROBE_STEPS = 10
-
-
-def make_model(config: ConfigDict, tasks: tuple[Task, ...]) -> M2DINO:
-    """The model that a config describes, for these tasks."""
-    model = config.model
-    return M2DINO(
-        tasks,
-        variant=model.variant,
-        decoder_width=dict(model.decoder_width),
-        mixture=_mixture(model) if model.moe.experts else None,
-        lora=LoRA(**model.lora),
-        rope_rescale=model.rope_rescale,
-        drop_path=model.drop_path,
-        remat=model.remat,
-        dtype=model.dtype,
-    )
 
 
 def pretrained(config: ConfigDict) -> Params | None:
@@ -85,17 +66,13 @@ def pretrained(config: ConfigDict) -> Params | None:
     return params
 
 
-def _mixture(model: ConfigDict) -> Mixture:
-    layers = VARIANTS[model.variant].layers
-    return Mixture(
-        experts=model.moe.experts,
-        layers=tuple(model.moe.layers) or tuple(range(layers // 2, layers)),
-        top_k=model.moe.top_k,
-        capacity=model.moe.capacity,
-    )
-
-
-def train(config: ConfigDict, workdir: pathlib.Path, folder: Folder, splits: Splits) -> None:
+def train(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    folder: Folder,
+    splits: Splits,
+    program_of: Callable[..., Program] = make_program,
+) -> Params:
     """Trains to the last step, going on from the newest checkpoint of the workdir.
 
     Args:
@@ -104,6 +81,10 @@ def train(config: ConfigDict, workdir: pathlib.Path, folder: Folder, splits: Spl
         workdir: of the run.
         folder: whose rows to train on. Its images are read only if the store is still to be built.
         splits: of that folder.
+        program_of: makes the program, or finds one that runs of equal shapes share.
+
+    Returns:
+        The parameters to evaluate.
 
     Raises:
         NonFiniteError: a loss or gradient was not finite, and train.on_nonfinite is "stop".
@@ -120,7 +101,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, folder: Folder, splits: Spl
         )
     size = (config.data.image_size, config.data.image_size)
     store = open_store(folder, size, config.data.channels, cache_dir(config))
-    rows = training_rows(folder, splits, config.data.fraction)
+    rows = training_rows(folder, splits, config.data)
     mixing = mixing_weights(rows, config.data.temperature)
     batches = slot_batches(
         store,
@@ -135,7 +116,6 @@ def train(config: ConfigDict, workdir: pathlib.Path, folder: Folder, splits: Spl
     )
 
     # ---- Model, step and state ----
-    model = make_model(config, folder.tasks)
     slots = slots_per_type(folder.tasks, mixing, config.train.slots)
     if config.data.temperature:
         shares = slot_shares(folder.tasks, mixing, slots).items()
@@ -145,14 +125,14 @@ def train(config: ConfigDict, workdir: pathlib.Path, folder: Folder, splits: Spl
         if newest is not None:
             _check_tasks(tasks_from_meta(checkpoints.meta(newest)), folder)
         encoder = pretrained(config) if newest is None else None
-        weights_of_classes = class_weights(class_counts(folder, rows), config.train.class_balance)
-        config = _with_steps(config, workdir, model, slots, weights_of_classes, mesh, batches)
+        counts = class_weights(class_counts(folder, rows), config.train.class_balance)
+        own = Own(np.uint32(config.train.seed), counts)
+        config = _with_steps(config, workdir, folder.tasks, slots, own, mesh, batches)
         steps = config.train.steps
-        optimizer = optimizers.make(config.optimizer, steps, model.layers)
-        state, abstract = create(model, optimizer, config, mesh)
-        step = make_step(model, slots, optimizer, config, abstract, weights_of_classes)
+        program = program_of(config, folder.tasks, slots, mesh)
+        model, abstract, params = program.model, program.abstract, program.abstract.params
+        state = program.start(own.seed)
         usfm_config.write(config, workdir / "config.json")
-        params = abstract.params
         say(sharding.table(params, mesh))
         say(trained(params, frozen(params, config.optimizer.freeze, model.layers)))
         start = 0
@@ -184,7 +164,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, folder: Folder, splits: Spl
                 began = time.perf_counter()
                 batch = next(stream)
                 waited, images = time.perf_counter() - began, batch["valid"].size
-                state, metrics = step(state, sharding.place_batch(batch, mesh))
+                state, metrics = program.step(state, sharding.place_batch(batch, mesh), own)
                 del batch  # An exception would keep it, and the memory it shares with a worker.
                 stopping = bool(terminated)  # read once, for a signal comes at any moment
                 try:
@@ -201,6 +181,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, folder: Folder, splits: Spl
                     name = signal.Signals(terminated[0]).name
                     say(f"{name}: step {done} is saved; run the same command again to go on")
                     raise SystemExit(EXIT_TERMINATED)
+    return evaluated_params(state.params, state.ema)
 
 
 def _check_tasks(begun: tuple[Task, ...], folder: Folder) -> None:
@@ -215,9 +196,9 @@ def _check_tasks(begun: tuple[Task, ...], folder: Folder) -> None:
 def _with_steps(
     config: ConfigDict,
     workdir: pathlib.Path,
-    model: M2DINO,
+    tasks: tuple[Task, ...],
     slots: Mapping[str, int],
-    weights_of_classes: np.ndarray,
+    own: Own,
     mesh: jax.sharding.Mesh,
     batches: grain.MapDataset,
 ) -> ConfigDict:
@@ -233,12 +214,14 @@ def _with_steps(
         return config
     began = time.perf_counter()
     # The number of steps only shapes the learning rate, not the program.
-    optimizer = optimizers.make(config.optimizer, PROBE_STEPS, model.layers)
-    state, abstract = create(model, optimizer, config, mesh)
-    step = make_step(model, slots, optimizer, config, abstract, weights_of_classes)
+    config.train.steps = PROBE_STEPS
+    program = make_program(config, tasks, slots, mesh)
+    state = program.start(own.seed)
     batch = batches[0]
     assert batch is not None  # grain allows for filters, and there is none
-    seconds = [_timed(step, state, batch, mesh) for state in _copies(state, PROBE_STEPS + 1)]
+    seconds = [
+        _timed(program.step, state, batch, own, mesh) for state in _copies(state, PROBE_STEPS + 1)
+    ]
     per_step = statistics.median(seconds[1:])
     # The first one compiles, as the run will again.
     left = config.train.seconds - (time.perf_counter() - began) - seconds[0]
@@ -258,10 +241,14 @@ def _copies(state: TrainState, count: int) -> Iterator[TrainState]:
 
 
 def _timed(
-    step: Step, state: TrainState, batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh
+    step: Step,
+    state: TrainState,
+    batch: Mapping[str, np.ndarray],
+    own: Own,
+    mesh: jax.sharding.Mesh,
 ) -> float:
     began = time.perf_counter()
-    jax.block_until_ready(step(state, sharding.place_batch(batch, mesh)))
+    jax.block_until_ready(step(state, sharding.place_batch(batch, mesh), own))
     return time.perf_counter() - began
 
 
