@@ -86,4 +86,4 @@ def _explained(error: Exception) -> str:
 
 def _fields() -> dict[str, Any]:
     """Every field of a config and its default, by dotted name."""
-    return usfm_config.flat(usfm_config.to_dict(usfm_config.base()))
+    return usfm_config.flat(usfm_config.to_dict(usfm_config.study(usfm_config.base())))

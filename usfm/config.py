@@ -133,6 +133,28 @@ def base() -> ConfigDict:
     return config.lock()  # a config file that misspells a field is told so
 
 
+def study(config: ConfigDict) -> ConfigDict:
+    """Adds what `--mode=study` compares to the config of its runs."""
+    study = ConfigDict()
+    # task_specific, clinically_grouped, all_task, advised (found from what all_task's runs
+    # record), or a name of study.partitions. Gains are over task_specific, which is always trained.
+    study.plans = ("task_specific", "clinically_grouped", "all_task", "advised")
+    # Plans of one's own: 'mine: lung+lung_2cls | cervix; other: ...', every task once in each.
+    study.partitions = ""
+    study.fractions = (0.25, 1.0)  # of the training rows (data.fraction)
+    study.seeds = (0, 1, 2)  # of the runs (train.seed); fewer than 3 decide nothing
+    study.methods = ("sum",)  # multi-task methods (multitask.method)
+    study.models = ()  # encoders (model.variant); () = that of the config
+    # Slots of each task in a step, the same under every plan; 0 = every run has train.slots slots.
+    study.slots_per_task = 1
+    study.executor = "local"  # or slurm, by submitit (pip install usfm[slurm])
+    study.processes = 1  # local ones at once, or tasks of the Slurm array
+    study.slurm = ConfigDict()  # parameters of submitit's executor, such as slurm_partition
+    with config.unlocked():
+        config.study = study
+    return config.lock()
+
+
 def debug(config: ConfigDict) -> ConfigDict:
     """Shrinks any config to a two-minute run on two CPU cores."""
     config.model.update(variant="tiny", dtype="float32")
@@ -254,7 +276,9 @@ def _check_moe(model: ConfigDict) -> None:
 # Fields that may differ when a run goes on: they change where and how fast, not what is learned,
 # or, as on_nonfinite, how it gets over a bad step.
 FREE = ("data.root", "data.cache_dir", "data.workers", "train.log_every", "train.on_nonfinite",
-        "evaluate.", "mesh.", "checkpoint.")  # fmt: skip
+        "evaluate.", "mesh.", "checkpoint.", "study.plans", "study.partitions", "study.fractions",
+        "study.seeds", "study.methods", "study.models", "study.executor", "study.processes",
+        "study.slurm")  # fmt: skip
 
 
 def check_resumable(config: ConfigDict, workdir: pathlib.Path) -> None:

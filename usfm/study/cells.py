@@ -115,7 +115,7 @@ class Study:
         return self._of(tasks, arm, fraction, seed)
 
     def cells(self) -> tuple[Cell, ...]:
-        """All cells, each once; those of equal tasks (and so of one program) stand together."""
+        """All cells, each once; those of equal shapes stand together, the small ones first."""
         found = {
             self._of(tasks, arm, fraction, seed): None
             for arm in self.arms
@@ -123,7 +123,14 @@ class Study:
             for tasks in self.partitions[arm.plan][fraction].parts.values()
             for seed in self.seeds
         }
-        return tuple(sorted(found, key=lambda cell: (len(cell.tasks), cell.name)))
+        return tuple(sorted(found, key=lambda cell: (len(cell.tasks), self.shape(cell), cell.name)))
+
+    def shape(self, cell: Cell) -> str:
+        """What cells have in common that can share a program."""
+        tasks = [task for task in self.tasks if task.id in cell.tasks]
+        return repr(
+            [(task.type, task.size, task.flip_ok) for task in tasks] + [cell.method, cell.model]
+        )
 
     def _of(self, tasks: tuple[str, ...], arm: Arm, fraction: float, seed: int) -> Cell:
         return Cell(tasks, fraction, seed, arm.method if len(tasks) > 1 else "sum", arm.model)

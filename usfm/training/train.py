@@ -21,6 +21,7 @@ from usfm.data.pipeline import iterate, slot_batches
 from usfm.data.slots import mixing_weights, slot_shares, slots_per_type
 from usfm.data.source import cache_dir, class_counts, say, training_rows
 from usfm.data.splits import Splits
+from usfm.data.store import Store
 from usfm.errors import UserError
 from usfm.models import weights
 from usfm.models.dinov3 import VARIANTS
@@ -71,6 +72,8 @@ def train(
     workdir: pathlib.Path,
     folder: Folder,
     splits: Splits,
+    *,
+    store: Store | None = None,
     program_of: Callable[..., Program] = make_program,
 ) -> Params:
     """Trains to the last step, going on from the newest checkpoint of the workdir.
@@ -81,6 +84,7 @@ def train(
         workdir: of the run.
         folder: whose rows to train on. Its images are read only if the store is still to be built.
         splits: of that folder.
+        store: of that folder, or of one with more tasks; None = it is opened.
         program_of: makes the program, or finds one that runs of equal shapes share.
 
     Returns:
@@ -100,7 +104,7 @@ def train(
             "devices (mesh.data x mesh.fsdp): give a multiple"
         )
     size = (config.data.image_size, config.data.image_size)
-    store = open_store(folder, size, config.data.channels, cache_dir(config))
+    store = store or open_store(folder, size, config.data.channels, cache_dir(config))
     rows = training_rows(folder, splits, config.data)
     mixing = mixing_weights(rows, config.data.temperature)
     batches = slot_batches(
