@@ -50,19 +50,21 @@ def execute(
                 (places[cell.name] / worker.STATUS).unlink(missing_ok=True)
 
             def note(cell: Cell, attempt: int = attempt, left: list[Cell] = left) -> None:
+                nonlocal done
                 died = {"status": "failed", "error": "its process died"}
                 result = worker.status(places[cell.name]) or died
                 log.write(json.dumps({"cell": cell.name, "attempt": attempt} | result) + "\n")
                 log.flush()
                 left.remove(cell)
                 if result["status"] == "done":
+                    done += 1
                     bar.update()
+                    if not terminal:
+                        say(f"{done} of {len(wanted)} cells: {cell.name}")
                 elif attempt < ATTEMPTS:
                     say(f"{cell.name} failed and is tried again later: see {workdir / LOG}")
                 else:
                     say(f"{cell.name} failed again and is left out: see {workdir / LOG}")
-                if not terminal:
-                    say(f"{len(wanted) - len(left)} of {len(wanted)} cells: {cell.name}")
 
             while left:
                 shares = _shares(study, left, processes)
