@@ -31,6 +31,7 @@ from usfm.data.store import Store
 from usfm.evaluation import evaluate
 from usfm.evaluation.files import write_atomically
 from usfm.evaluation.predict import Predictor, programs_of
+from usfm.models.functional import Params
 from usfm.study import cells
 from usfm.study.cells import Cell, Study
 from usfm.study.plan import config_of
@@ -184,6 +185,18 @@ def _run(
         store=data.store,
         program_of=lambda *arguments: programs(*arguments).train,
     )
+    _score(config, folder, data, workdir, shared, params)
+
+
+def _score(
+    config: ConfigDict,
+    folder: Folder,
+    data: _Data,
+    workdir: pathlib.Path,
+    shared: Sequence[_Programs],
+    params: Params,
+) -> None:
+    """Scores a cell on its tasks' rows: evaluation.json, evaluation_rows.csv."""
     predictor = Predictor(
         shared[0].answer,
         folder.tasks,
