@@ -42,7 +42,7 @@ def test_help_names_our_flags_and_all_modes_at_once():
     assert cpu_seconds() - before < 2
     for flag in ("--config", "--workdir", "--mode", "--[no]version"):
         assert f"  {flag}:" in text
-    for mode in ("train", "evaluate", "predict"):
+    for mode in ("train", "evaluate", "predict", "study", "advise"):
         assert f"--mode={mode} " in text
 
 

@@ -5,6 +5,8 @@
 --mode=train     trains, going on from the newest checkpoint of the workdir, then evaluates
 --mode=evaluate  scores the newest checkpoint: evaluation.json, evaluation_rows.csv, report.html
 --mode=predict   answers every row of data.root, with or without labels: predictions/
+--mode=study     trains what configs/study.py compares: gains.csv, study.html
+--mode=advise    says which tasks to train together, from a run with multitask.record=True
 
 SIGTERM saves a checkpoint and ends with exit code 75: the same command goes on from there.
 python tools/print_config.py configs/NAME.py prints every field that --config.FIELD can set.
@@ -22,7 +24,7 @@ import usfm
 from usfm import command
 from usfm.errors import UserError
 
-MODES = ("train", "evaluate", "predict")
+MODES = ("train", "evaluate", "predict", "study", "advise")
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment, such as configs/fm_uia.py or configs/fm_uia.py:debug; any "
@@ -39,7 +41,8 @@ def main() -> None:
         print(f"usfm {usfm.__version__}")
         return
     config, workdir = _CONFIG.value, _WORKDIR.value
-    if not config:
+    begins = _MODE.value in ("train", "study")
+    if begins and not config:
         raise UserError("--config=configs/NAME.py is missing; see --help")
     if not workdir:
         raise UserError("--workdir=DIR is missing; see --help")
@@ -49,9 +52,9 @@ def main() -> None:
     from usfm import modes
 
     workdir = pathlib.Path(workdir).expanduser()
-    if _MODE.value != "train":
+    if not begins:
         # A workdir knows how it was trained; only what is said on the command line changes that.
-        changed = config_flags.get_override_values(flags.FLAGS["config"])
+        changed = config_flags.get_override_values(flags.FLAGS["config"]) if config else {}
         config = usfm_config.of_run(workdir, changed)
     modes.MODES[_MODE.value](config, workdir)
 

@@ -101,7 +101,30 @@ def run_predict(config: ConfigDict, workdir: pathlib.Path) -> None:
     print(f"{rows} rows answered: {workdir / 'predictions'}")
 
 
-MODES = {"train": run_train, "evaluate": run_evaluate, "predict": run_predict}
+def run_study(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Trains what a study compares, and says which tasks to train together."""
+    from usfm.study import run  # with its figures; no other mode draws any
+
+    run.run_study(config, workdir)
+
+
+def run_advise(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Says of each task with which others to train it, from what a run of all recorded."""
+    from usfm.study import advise
+
+    folder = open_folder(config, workdir)
+    rows = training_rows(folder, open_splits(config, folder), config.data)
+    counts = {task_id: len(of_task) for task_id, of_task in rows.items()}
+    print(advise.describe(advise.run_advise(workdir, folder.tasks, counts)))
+
+
+MODES = {
+    "train": run_train,
+    "evaluate": run_evaluate,
+    "predict": run_predict,
+    "study": run_study,
+    "advise": run_advise,
+}
 
 
 def _floors(folder: Folder, splits: Splits, data: ConfigDict) -> dict[str, Trivial]:
