@@ -1,9 +1,11 @@
 """Writes the built-in phantom tasks as an FM_UIA folder.
 
 python tools/make_phantoms.py ROOT [--kind=bmode] [--rows=100] [--seed=0]
+python tools/make_phantoms.py ROOT --kind=fm_uia [--difficulty=0.3] [--relatedness=1] ...
 
 Kinds: bmode, 11 tasks of as many organs; related, four tasks of known relatedness on one kind of
-image (usfm/data/phantoms/related.py).
+image (usfm/data/phantoms/related.py); fm_uia, all 27 tasks of FM_UIA with planted groups and
+conflicts, told in ROOT/planted.json (usfm/data/phantoms/planted.py).
 """
 
 import argparse
@@ -12,8 +14,9 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from usfm.data.phantoms import RELATED, write_folder
+from usfm.data.phantoms import RELATED, write_folder, write_planted
 from usfm.data.phantoms.catalogue import PHANTOMS
+from usfm.data.phantoms.planted import IMAGES
 from usfm.errors import UserError
 
 
@@ -23,17 +26,29 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("root", help="the folder to be made")
-    parser.add_argument("--kind", choices=("bmode", "related"), default="bmode")
-    parser.add_argument("--rows", type=int, default=100, help="images of each task (100)")
+    parser.add_argument("--kind", choices=("bmode", "related", "fm_uia"), default="bmode")
+    parser.add_argument("--rows", type=int, default=100, help="images of the largest task (100)")
     parser.add_argument("--seed", type=int, default=0, help="of all that is random (0)")
-    arguments = parser.parse_args(argv)
-    phantoms = RELATED if arguments.kind == "related" else PHANTOMS
+    knobs = parser.add_argument_group("of --kind=fm_uia alone, from 0 to 1")
+    knobs.add_argument("--difficulty", type=float, help="of seeing the targets (0.3)")
+    knobs.add_argument("--relatedness", type=float, help="what tasks of a group share (1)")
+    arguments = vars(parser.parse_args(argv))
+    root, kind, rows = arguments.pop("root"), arguments.pop("kind"), arguments["rows"]
+    given = {name: value for name, value in arguments.items() if value is not None}
     try:
-        write_folder(arguments.root, rows=arguments.rows, seed=arguments.seed, phantoms=phantoms)
+        if kind == "fm_uia":
+            write_planted(root, **given)
+            number, up_to = len(IMAGES), "up to "
+        elif given.keys() - {"rows", "seed"}:
+            raise UserError("--difficulty and --relatedness go with --kind=fm_uia")
+        else:
+            phantoms = RELATED if kind == "related" else PHANTOMS
+            write_folder(root, **given, phantoms=phantoms)
+            number = len(phantoms)
+            up_to = "up to " if any(each.share < 1 for each in phantoms.values()) else ""
     except (UserError, FileExistsError) as error:
         sys.exit(f"make_phantoms: {error}")
-    up_to = "up to " if any(phantom.share < 1 for phantom in phantoms.values()) else ""
-    print(f"{len(phantoms)} phantom tasks of {up_to}{arguments.rows} images: {arguments.root}")
+    print(f"{number} phantom tasks of {up_to}{rows} images: {root}")
 
 
 if __name__ == "__main__":

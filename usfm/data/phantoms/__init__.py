@@ -1,6 +1,7 @@
 """Phantoms: physically plausible B-mode images with exact labels, written as an FM_UIA folder."""
 
 from usfm.data.phantoms.folder import TASKS, write_folder
+from usfm.data.phantoms.planted import write_planted
 from usfm.data.phantoms.related import RELATED
 
-__all__ = ["RELATED", "TASKS", "write_folder"]
+__all__ = ["RELATED", "TASKS", "write_folder", "write_planted"]

@@ -1,6 +1,7 @@
 """The phantom tasks: to add one, write its scene and a line in SCENES."""
 
 import dataclasses
+import zlib
 from collections.abc import Callable
 
 import numpy as np
@@ -9,6 +10,8 @@ from usfm.data.phantoms import adult, obstetric
 from usfm.data.phantoms.scene import Scene
 from usfm.tasks import Task
 from usfm.tasks.fm_uia import TASKS
+
+_COUNTS = {2: "Two", 3: "Three", 4: "Four", 5: "Five"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +27,28 @@ class Phantom:
     task: Task
     scene: Callable[[np.random.Generator], Scene]
     share: float = 1.0
+
+    def count(self, rows: int) -> int:
+        """Number of images in a folder of `rows`."""
+        return max(1, round(rows * self.share))
+
+    def image(self, number: int) -> str:
+        """Path of an image file below the root."""
+        return f"{places(self.task)[0]}/{number:04d}.png"
+
+    def draw(self, seed: int, number: int) -> tuple[Scene, np.random.Generator]:
+        """The scene of an image, and the random numbers for its speckle."""
+        rng = np.random.default_rng([seed, zlib.crc32(self.scene.__name__.encode()), number])
+        return self.scene(rng), rng
+
+
+def places(task: Task) -> tuple[str, str]:
+    """The folders of a task's images and masks; without masks, twice that of the images."""
+    if task.type == "segmentation":
+        place = f"Segmentation/{_COUNTS[task.num_classes]}/{task.id}"
+        return f"{place}/IMAGES", f"{place}/MASKS"
+    place = f"{task.type.capitalize()}/{task.id}"
+    return place, place
 
 
 SCENES: dict[str, Callable[[np.random.Generator], Scene]] = {

@@ -6,14 +6,14 @@ import json
 import os
 import pathlib
 import tempfile
-import zlib
 from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
 
 from usfm.data.phantoms import scene
-from usfm.data.phantoms.catalogue import PHANTOMS, Phantom
+from usfm.data.phantoms.catalogue import PHANTOMS, places
 from usfm.errors import UserError
 from usfm.tasks import Task
 
@@ -24,7 +24,27 @@ VERSION = 1
 TASKS = tuple(sorted(PHANTOMS))
 
 STAMP = "phantoms.json"
-_COUNTS = {2: "Two", 3: "Three", 4: "Four", 5: "Five"}
+
+
+class Phantoms(Protocol):
+    """The phantoms of one task. Images of one path must be drawn alike, whatever their task."""
+
+    @property
+    def task(self) -> Task:
+        """As the reader finds it."""
+        ...
+
+    def count(self, rows: int) -> int:
+        """Number of images in a folder of `rows`."""
+        ...
+
+    def image(self, number: int) -> str:
+        """Path of an image file below the root; its ending says how it is encoded."""
+        ...
+
+    def draw(self, seed: int, number: int) -> tuple[scene.Scene, np.random.Generator]:
+        """The scene of an image, and the random numbers for its speckle."""
+        ...
 
 
 def write_folder(
@@ -33,7 +53,9 @@ def write_folder(
     tasks: Iterable[str] | None = None,
     rows: int = 100,
     seed: int = 0,
-    phantoms: Mapping[str, Phantom] = PHANTOMS,
+    phantoms: Mapping[str, Phantoms] = PHANTOMS,
+    knobs: Mapping[str, float] | None = None,
+    beside: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes phantoms of the given tasks, or finds them there already.
 
@@ -44,9 +66,11 @@ def write_folder(
     Args:
         root: folder to be made; phantoms.json in it says what it was made from.
         tasks: ids out of `phantoms`; None for all.
-        rows: images of each task (of one with a `share`, that part of them).
+        rows: images of each task, as far as its phantoms do not say otherwise.
         seed: 0 or more.
         phantoms: the catalogue, by task id.
+        knobs: what else the phantoms were made from, for phantoms.json.
+        beside: name -> content of JSON files to be written into the root.
 
     Raises:
         UserError: an unknown task, or rows or seed out of range.
@@ -60,7 +84,7 @@ def write_folder(
         raise UserError(f"no task given: choose from {known}")
     if rows < 1 or seed < 0:
         raise UserError(f"rows must be 1 or more and seed 0 or more, not {rows} and {seed}")
-    stamp = {"version": VERSION, "tasks": list(ids), "rows": rows, "seed": seed}
+    stamp = {"version": VERSION, "tasks": list(ids), "rows": rows, "seed": seed, **(knobs or {})}
     root = pathlib.Path(root).absolute()
     if _found(root, stamp):
         return
@@ -69,7 +93,8 @@ def write_folder(
         part = pathlib.Path(temporary, "part")
         for task in ids:
             _write_task(part, phantoms[task], rows, seed)
-        (part / STAMP).write_text(json.dumps(stamp, indent=2) + "\n")
+        for name, content in {STAMP: stamp, **(beside or {})}.items():
+            (part / name).write_text(json.dumps(content, indent=2) + "\n")
         try:
             part.rename(root)
         except OSError:
@@ -94,12 +119,12 @@ def _found(root: pathlib.Path, stamp: dict) -> bool:
     return True
 
 
-def _write_task(root: pathlib.Path, phantom: Phantom, rows: int, seed: int) -> None:
+def _write_task(root: pathlib.Path, phantom: Phantoms, rows: int, seed: int) -> None:
     task = phantom.task
-    images, masks = _places(task)
-    for place in (images, masks, "csv_files"):
+    numbers = range(phantom.count(rows))
+    images = pathlib.PurePath(phantom.image(0)).parent
+    for place in (images, places(task)[1], "csv_files"):
         (root / place).mkdir(parents=True, exist_ok=True)
-    numbers = range(max(1, round(rows * phantom.share)))
     # numpy, scipy and OpenCV release the interpreter while they compute: threads are enough.
     with concurrent.futures.ThreadPoolExecutor() as pool:
         table = list(pool.map(lambda number: _write_row(root, phantom, seed, number), numbers))
@@ -109,27 +134,18 @@ def _write_task(root: pathlib.Path, phantom: Phantom, rows: int, seed: int) -> N
         writer.writerows(table)
 
 
-def _places(task: Task) -> tuple[str, str]:
-    """The folders of a task's images and masks; without masks, twice that of the images."""
-    if task.type == "segmentation":
-        place = f"Segmentation/{_COUNTS[task.num_classes]}/{task.id}"
-        return f"{place}/IMAGES", f"{place}/MASKS"
-    place = f"{task.type.capitalize()}/{task.id}"
-    return place, place
-
-
-def _write_row(root: pathlib.Path, phantom: Phantom, seed: int, number: int) -> dict[str, str]:
+def _write_row(root: pathlib.Path, phantom: Phantoms, seed: int, number: int) -> dict[str, str]:
     """Writes one image, and its mask if it has one; returns its line of the CSV."""
     task = phantom.task
-    images, masks = _places(task)
-    name = f"{number:04d}.png"
-    rng = np.random.default_rng([seed, zlib.crc32(phantom.scene.__name__.encode()), number])
-    drawn = phantom.scene(rng)
-    _write_png(root / images / name, scene.image(drawn, rng))
-    row = {"image_path": f"../{images}/{name}"}
+    image = phantom.image(number)
+    drawn, rng = phantom.draw(seed, number)
+    if not (root / image).exists():  # else another task has the same file
+        _write_image(root / image, scene.image(drawn, rng))
+    row = {"image_path": f"../{image}"}
     if task.type == "segmentation":
-        _write_png(root / masks / name, scene.class_mask(drawn))
-        row["mask_path"] = f"../{masks}/{name}"
+        mask = f"{places(task)[1]}/{pathlib.PurePath(image).stem}.png"
+        _write_image(root / mask, scene.class_mask(drawn))
+        row["mask_path"] = f"../{mask}"
     elif task.type == "classification":
         row["mask"] = str(drawn.label)
     elif task.type == "detection":
@@ -142,6 +158,6 @@ def _write_row(root: pathlib.Path, phantom: Phantom, seed: int, number: int) -> 
     return row | {"task_id": task.id, "task_name": name_in_csv, "num_classes": str(task.size)}
 
 
-def _write_png(path: pathlib.Path, image: np.ndarray) -> None:
-    _, png = cv2.imencode(".png", image)
-    path.write_bytes(png.tobytes())
+def _write_image(path: pathlib.Path, image: np.ndarray) -> None:
+    _, encoded = cv2.imencode(path.suffix, image)
+    path.write_bytes(encoded.tobytes())

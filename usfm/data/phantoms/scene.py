@@ -68,6 +68,7 @@ class Scene:
         grain: size (x, z) of the texture, mm.
         label: class id of a classification task.
         points: landmarks (x, z) of a regression task, mm.
+        upside_down: mask and landmarks are those of the image upside down.
     """
 
     probe: bmode.Probe
@@ -76,6 +77,7 @@ class Scene:
     grain: tuple[float, float] = (3.0, 1.5)
     label: int | None = None
     points: tuple[tuple[float, float], ...] = ()
+    upside_down: bool = False
 
 
 def fields(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -136,7 +138,7 @@ def class_mask(scene: Scene) -> np.ndarray:
         if part.label is not None:
             mask[part.shape(x, z) < 0] = part.label
     mask[~bmode.in_view(scene.probe, x, z)] = 0
-    return mask
+    return np.ascontiguousarray(mask[::-1]) if scene.upside_down else mask
 
 
 def tight_box(mask: np.ndarray) -> tuple[int, int, int, int]:
@@ -147,4 +149,7 @@ def tight_box(mask: np.ndarray) -> tuple[int, int, int, int]:
 
 def landmarks(scene: Scene) -> tuple[tuple[float, float], ...]:
     """The scene's points in pixels of its image."""
-    return tuple(bmode.to_pixels(scene.probe, *point) for point in scene.points)
+    points = tuple(bmode.to_pixels(scene.probe, *point) for point in scene.points)
+    if scene.upside_down:
+        points = tuple((x, scene.probe.height - y) for x, y in points)
+    return points
