@@ -91,16 +91,16 @@ def test_planted_groups_are_found_and_the_contradicting_task_is_kept_apart(clear
 
 
 def test_where_noise_hides_the_groups_the_evidence_is_not_enough():
-    advice = advise([planted(8.0, 0, steps=60)], TASKS, ROWS)
+    advice = advise([planted(8.0, 0)], TASKS, ROWS)
     assert [line.choice for line in advice.lines].count(UNKNOWN) >= 6
     assert {FOUND, CLINICAL, ALL} & {line.choice for line in advice.lines} == set()
     assert set(recommended(advice).parts) == set(NAMES)
 
 
-def test_a_record_of_one_step_is_no_evidence():
-    advice = advise([planted(0.3, 0, steps=1)], TASKS, ROWS)
+@pytest.mark.parametrize("steps", [1, 50])
+def test_a_record_of_few_steps_is_no_evidence(steps):
+    advice = advise([planted(0.01, 0, steps=steps)], TASKS, ROWS)
     assert {line.choice for line in advice.lines} == {UNKNOWN}
-    assert advice.enough_steps is None
 
 
 def test_a_task_that_was_never_present_is_not_advised_on_and_does_not_disturb():

@@ -10,8 +10,9 @@ on resampled steps and seeds (stability), and is advised of a task where the evi
   use to it: its effect a step is known to within NEGLIGIBLE of the task's own step, or the upper
   end of its interval is below that.
 
-Else there is not enough evidence, and the task is planned alone, which is what gains are measured
-against; nothing was shown to be better.
+Else, or where a task was present in fewer than LEAST_STEPS recorded steps, whose spread says little
+of their noise, there is not enough evidence, and the task is planned alone, which is what gains are
+measured against; nothing was shown to be better.
 """
 
 import dataclasses
@@ -34,6 +35,7 @@ ALONE, CLINICAL, ALL, FOUND = "alone", "clinical group", "all", "found group"
 UNKNOWN = "not enough evidence"
 SURE = 0.8
 NEGLIGIBLE = 0.1
+LEAST_STEPS = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +115,8 @@ def advise(
             f"the record is of {', '.join(ids)}, not of {', '.join(task.id for task in tasks)};"
             " give the tasks that the run was trained on"
         )
-    known = scores(affinity(record, preconditioned=True))
+    mean = affinity(record, preconditioned=True)
+    known = scores(mean)
     shrunk = shrink(known.score, known.interval)
     predictor = fit_measured(shrunk, tasks, training_rows, measured) if measured else None
 
@@ -128,8 +131,9 @@ def advise(
     agreement = again.agreement(labels)
     gain = gains(score, labels)
     least = predictor.error if predictor else 0.0
+    unsure = (agreement < SURE) | (np.diagonal(mean.steps) < LEAST_STEPS)
     verdicts = np.select(
-        [agreement < SURE, np.bincount(labels)[labels] == 1, gain > least, gain <= 0],
+        [unsure, np.bincount(labels)[labels] == 1, gain > least, gain <= 0],
         [UNKNOWN, np.where(_needs_nobody(known), ALONE, UNKNOWN), FOUND, ALONE],
         UNKNOWN,
     )
