@@ -18,9 +18,11 @@ from usfm.study.advise import (
     recommended,
     run_advise,
 )
+from usfm.study.affinity import affinity
 from usfm.study.calibration import Measured
 from usfm.study.describe import describe
 from usfm.study.grouping import labels_of
+from usfm.study.level import level
 from usfm.study.stability import join, stability
 from usfm.tasks import Task
 from usfm.tasks.plans import clinically_grouped
@@ -95,6 +97,21 @@ def test_where_noise_hides_the_groups_the_evidence_is_not_enough():
     assert [line.choice for line in advice.lines].count(UNKNOWN) >= 6
     assert {FOUND, CLINICAL, ALL} & {line.choice for line in advice.lines} == set()
     assert set(recommended(advice).parts) == set(NAMES)
+
+
+def test_large_gradients_of_the_first_steps_do_not_drown_the_rest(clear):
+    record = planted(0.3, 0)
+    size = np.where(np.arange(200) < 10, 20, 1)[:, None, None]
+    for name in ("preconditioned_gramian", "preconditioned_square_norm"):
+        record[name] = record[name] * (size[..., None] if name.endswith("gramian") else size) ** 2
+    plain = affinity(record, preconditioned=True)
+    assert plain.lookahead[0, 1] < plain.lookahead_interval[0, 1]
+    drowned, plainly = by_task(advise([record], TASKS, ROWS)), by_task(clear)
+    assert [line.choice for line in drowned.values()] == [line.choice for line in clear.lines]
+    assert drowned["a"].gain == pytest.approx(plainly["a"].gain, rel=0.01)
+    levelled = affinity(level(planted(0.3, 0)), preconditioned=True)
+    raw = affinity(planted(0.3, 0), preconditioned=True)
+    np.testing.assert_allclose(levelled.lookahead, raw.lookahead, atol=1e-4)
 
 
 @pytest.mark.parametrize("steps", [1, 50])

@@ -1,7 +1,8 @@
 """What to train together, said of each task of a run, from what the run recorded.
 
-The best partition is searched on what the record's intervals leave of the scores (grouping), again
-on resampled steps and seeds (stability), and is advised of a task where the evidence is enough:
+Every stretch of the run counts the same (level). The best partition is searched on what intervals
+leave of the scores (grouping), again on resampled steps and seeds (stability), and is advised of a
+task where the evidence is enough:
 
 - in a group: at least SURE of the resamples agree about it, and its expected gain is above 0 (and
   above the error of predicted gains, where gains were measured). Where they agree that the group is
@@ -26,6 +27,7 @@ from usfm.study.affinity import affinity
 from usfm.study.calibration import Measured, Predictor, calibrated, fit_measured
 from usfm.study.cells import ADVISED
 from usfm.study.grouping import Grouping, Scores, find, gains, labels_of, parts_of, scores, shrink
+from usfm.study.level import level
 from usfm.study.stability import Record, join, stability
 from usfm.tasks import Task
 from usfm.tasks.plans import Plan, all_task, clinically_grouped, partition
@@ -75,8 +77,8 @@ class Advice:
         enough_steps: recorded steps of a run from which on the partition was the same, or None.
         training_rows: by task id; may be empty.
         predictor: of gains, where some were measured. Gains are relative changes of the metric
-            then, else mean lookahead affinities: shares of the task's loss that a partner's step
-            takes off it.
+            then, else mean lookahead affinities: shares of the task's loss that a typical step
+            along a partner takes off it.
     """
 
     tasks: tuple[Task, ...]
@@ -108,6 +110,7 @@ def advise(
         UserError: the records are of other tasks.
     """
     tasks = tuple(sorted(tasks, key=lambda task: task.id))
+    records = [level(record) for record in records]
     record = join(records)
     ids = tuple(record["tasks"].tolist())
     if ids != tuple(task.id for task in tasks):

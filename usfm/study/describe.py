@@ -13,8 +13,9 @@ def describe(advice: Advice) -> str:
     """One line a task, and how to read them."""
     if advice.predictor is None:
         gain = (
-            "gain: the share of the task's loss that a step along a partner takes off it, mean over"
-            " partners; it ranks groups, and is no gain of a metric; own steps: as many of its own"
+            "gain: the share of the task's loss that a typical step along a partner takes off it,"
+            " mean over partners; it ranks groups, and is no gain of a metric; own steps: as many"
+            " of its own"
         )
     else:
         gain = (

@@ -78,7 +78,6 @@ def stability(records: Sequence[Record], *, prepare: Prepare = shrink, seed: int
         prepare: makes what is searched, [..., T, T], of mean scores and of their intervals [T, T].
         seed: of the resampling and of the searches.
     """
-    records = [_all_layers(record) for record in records]
     blocks = [list(_split(record)) for record in records]
     run = np.repeat(np.arange(len(records)), [len(parts) for parts in blocks])
     found = [affinity(part, preconditioned=True) for parts in blocks for part in parts]
@@ -134,10 +133,3 @@ def _split(record: Record) -> Iterator[Record]:
 
 def _take(record: Record, steps: slice) -> Record:
     return {name: value if name in _NAMES else value[steps] for name, value in record.items()}
-
-
-def _all_layers(record: Record) -> Record:
-    """Summed over the groups of layers once, for many parts of it are averaged."""
-    layered = [name for name in record if name.endswith(("gramian", "square_norm"))]
-    summed = {name: record[name].sum(1, keepdims=True) for name in layered}
-    return {**record, **summed, "groups": np.array(["all"])}
