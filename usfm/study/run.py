@@ -10,7 +10,7 @@ from usfm.data.builder import open_store
 from usfm.data.source import cache_dir, open_folder, open_splits, say
 from usfm.study import cells
 from usfm.study.advise import advised_plan
-from usfm.study.cells import ADVISED, Cell, Study
+from usfm.study.cells import ADVISED, Study
 from usfm.study.execute import execute, executor, probe
 from usfm.study.plan import describe, is_open, plan, records
 from usfm.study.transfer import analyse, write_gains
@@ -54,14 +54,13 @@ def with_advised(config: ConfigDict, study: Study, workdir: pathlib.Path) -> Stu
     recorded = [cell for cell in study.cells() if records(config, study, cell)]
     found = {
         fraction: advised_plan(
-            [record.read(workdir / "cells" / cell.name / "gramians")
-             for cell in _of(recorded, fraction)],
+            {
+                cell.seed: record.read(workdir / "cells" / cell.name / "gramians")
+                for cell in recorded
+                if cell.fraction == fraction
+            },
             study.tasks,
         )
         for fraction in study.fractions
-    }  # fmt: skip
+    }
     return dataclasses.replace(study, partitions={**study.partitions, ADVISED: found})
-
-
-def _of(cells: list[Cell], fraction: float) -> list[Cell]:
-    return [cell for cell in cells if cell.fraction == fraction]
