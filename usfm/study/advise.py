@@ -195,11 +195,6 @@ def recommended(advice: Advice) -> Plan:
     return partition(ADVISED, advice.tasks, parts)
 
 
-def advised_plan(records: Mapping[int, Record], tasks: Sequence[Task]) -> Plan:
-    """The plan of a study at one fraction, from the records of its all-task runs by seed."""
-    return recommended(advise([records[seed] for seed in sorted(records)], tasks, {}))
-
-
 def run_advise(
     workdir: pathlib.Path, tasks: tuple[Task, ...], training_rows: dict[str, int]
 ) -> Advice:

@@ -1,8 +1,10 @@
 """`--mode=study`: plan, train cell by cell, find the advised plan, analyse, report."""
 
 import dataclasses
+import json
 import pathlib
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from usfm import config as usfm_config
@@ -10,10 +12,14 @@ from usfm.data.builder import open_store
 from usfm.data.source import cache_dir, open_folder, open_splits, say
 from usfm.errors import UserError
 from usfm.study import cells
-from usfm.study.advise import advised_plan
+from usfm.study.advise import advise, recommended
+from usfm.study.affinity import affinity
 from usfm.study.cells import ADVISED, Study
 from usfm.study.execute import LOG, execute, executor, probe
+from usfm.study.level import level
 from usfm.study.plan import describe, is_open, plan, records
+from usfm.study.report import write_report
+from usfm.study.stability import Record, join
 from usfm.study.transfer import analyse, write_gains
 from usfm.study.worker import done
 from usfm.training import record
@@ -25,15 +31,28 @@ def run_study(config: ConfigDict, workdir: pathlib.Path) -> None:
     say(describe(study, probe(config, workdir), config.train.steps))
     start = executor(config, workdir)
     missing = execute(study, workdir, study.cells(), start, config.study.processes)
+    recorded = recorded_runs(config, study, workdir)
+    advice = {
+        fraction: advise(list(runs.values()), study.tasks, study.training_rows[fraction])
+        for fraction, runs in recorded.items()
+    }
     if is_open(config, study):
-        study = with_advised(config, study, workdir)
+        found = {fraction: recommended(of_fraction) for fraction, of_fraction in advice.items()}
+        study = dataclasses.replace(study, partitions={**study.partitions, ADVISED: found})
         cells.write(study, workdir)
         missing = execute(study, workdir, study.cells(), start, config.study.processes)
-    analysis = analyse(study, workdir)
-    write_gains(analysis, workdir / "gains.csv")
-    say(f"gains: {workdir / 'gains.csv'}")
     if missing:
         say(f"{len(missing)} cells failed: {', '.join(cell.name for cell in missing)}")
+
+    analysis = analyse(study, workdir)
+    write_gains(analysis, workdir / "gains.csv")
+    affinities = {
+        fraction: affinity(join([level(run) for run in runs.values()]), preconditioned=True)
+        for fraction, runs in recorded.items()
+    }
+    routing = routing_of(study, workdir)
+    write_report(workdir, study, analysis, affinities=affinities, advice=advice, routing=routing)
+    say(f"gains: {workdir / 'gains.csv'}, report: {workdir / 'study.html'}")
 
 
 def prepare(config: ConfigDict, workdir: pathlib.Path) -> Study:
@@ -51,19 +70,39 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Study:
     return study
 
 
-def with_advised(config: ConfigDict, study: Study, workdir: pathlib.Path) -> Study:
-    """The study with the plan that is found, at each fraction, from what the runs recorded."""
-    found = {}
-    for fraction in study.fractions:
-        recorded = {
-            cell.seed: record.read(own / "gramians")
-            for cell, own in cells.workdirs(study, workdir)
-            if cell.fraction == fraction and records(config, study, cell) and done(own)
-        }
-        if not recorded:
+def recorded_runs(
+    config: ConfigDict, study: Study, workdir: pathlib.Path
+) -> dict[float, dict[int, Record]]:
+    """Fraction -> seed -> what the run of all tasks recorded; empty where no plan is found from it.
+
+    Raises:
+        UserError: at a fraction no such run ended well.
+    """
+    found: dict[float, dict[int, Record]] = {}
+    for cell, own in cells.workdirs(study, workdir):
+        if records(config, study, cell):
+            of_fraction = found.setdefault(cell.fraction, {})
+            if done(own):
+                of_fraction[cell.seed] = record.read(own / "gramians")
+    for fraction, runs in found.items():
+        if not runs:
             raise UserError(
                 f"no run of all tasks at fraction {fraction:g} ended well, and '{ADVISED}' is "
                 f"found from these: see {workdir / LOG}, or leave '{ADVISED}' out of study.plans"
             )
-        found[fraction] = advised_plan(recorded, study.tasks)
-    return dataclasses.replace(study, partitions={**study.partitions, ADVISED: found})
+    return {fraction: dict(sorted(runs.items())) for fraction, runs in sorted(found.items())}
+
+
+def routing_of(study: Study, workdir: pathlib.Path) -> np.ndarray | None:
+    """Float [T, E], what share of each task every expert serves at the end of an all-task run."""
+    for cell, own in cells.workdirs(study, workdir):
+        if (
+            len(cell.tasks) == len(study.tasks)
+            and cell.fraction == study.fractions[-1]
+            and done(own)
+        ):
+            last = json.loads((own / "metrics.jsonl").read_text().splitlines()[-1])
+            shares = [last.get(f"routing/{task.id}") for task in study.tasks]
+            if all(shares):
+                return np.array(shares, np.float64)
+    return None
