@@ -147,6 +147,9 @@ def study(config: ConfigDict) -> ConfigDict:
     study.models = ()  # encoders (model.variant); () = that of the config
     # Slots of each task in a step, the same under every plan; 0 = every run has train.slots slots.
     study.slots_per_task = 1
+    # Runs of equal shapes that are trained at once, stacked: what fills an accelerator. One after
+    # another is faster on a CPU.
+    study.pack = 1
     study.executor = "local"  # or slurm, by submitit (pip install usfm[slurm])
     study.processes = 1  # local ones at once, or tasks of the Slurm array
     study.slurm = ConfigDict()  # parameters of submitit's executor, such as slurm_partition
@@ -278,7 +281,7 @@ def _check_moe(model: ConfigDict) -> None:
 FREE = ("data.root", "data.cache_dir", "data.workers", "train.log_every", "train.on_nonfinite",
         "evaluate.", "mesh.", "checkpoint.", "study.plans", "study.partitions", "study.fractions",
         "study.seeds", "study.methods", "study.models", "study.executor", "study.processes",
-        "study.slurm")  # fmt: skip
+        "study.pack", "study.slurm")  # fmt: skip
 
 
 def check_resumable(config: ConfigDict, workdir: pathlib.Path) -> None:

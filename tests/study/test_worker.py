@@ -104,6 +104,33 @@ def test_cells_of_a_shape_share_a_program_and_are_trained_as_if_alone(planned, m
     assert (again / "evaluation_rows.csv").read_bytes() == before
 
 
+def test_cells_in_a_pack_learn_what_they_learn_alone(planned, capsys):
+    config, study, workdir = planned
+    names = [cell.name for cell in study.cells()]
+    worker.run_cells(workdir, names[:2])
+    alone = [params_of(workdir / "cells" / name) for name in names[:2]]
+    (workdir / "cells").rename(workdir / "cells_alone")
+    config.study.pack = 2
+    usfm_config.write(config, workdir / "config.json")
+    worker.run_cells(workdir, names[:2])
+    assert "fail together" not in capsys.readouterr().err
+    for name, expected in zip(names, alone, strict=False):
+        own = workdir / "cells" / name
+        assert worker.done(own)
+        packed = params_of(own)
+        for path, array in expected.items():
+            if path.startswith("params/"):
+                # Adam turns rounding of gradients next to nothing into a share of its step.
+                rate = config.optimizer.learning_rate
+                np.testing.assert_allclose(packed[path], array, rtol=0, atol=0.02 * rate)
+        lines = [(at / "metrics.jsonl").read_text().splitlines()
+                 for at in (own, workdir / "cells_alone" / name)]  # fmt: skip
+        for ours, theirs in zip(*(map(json.loads, of) for of in lines), strict=True):
+            assert ours["step"] == theirs["step"]
+            (loss,) = (name for name in theirs if name.startswith("loss/"))
+            assert ours[loss] == pytest.approx(theirs[loss], rel=1e-5)
+
+
 def test_a_cell_that_fails_says_why_and_the_others_go_on(planned, monkeypatch):
     _, study, workdir = planned
     names = [cell.name for cell in study.cells()][:2]

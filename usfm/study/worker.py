@@ -38,6 +38,7 @@ from usfm.study.plan import config_of
 from usfm.training import sharding
 from usfm.training.program import Program, make_program
 from usfm.training.step import Own
+from usfm.training.together import train_together
 from usfm.training.train import train
 
 STATUS = "cell.json"  # of a cell that is done, or failed
@@ -82,8 +83,10 @@ def run_cells(workdir: pathlib.Path, names: Sequence[str]) -> None:
     left = [by_name[name] for name in names if not done(workdir / "cells" / name)]
     for _, of_shape in itertools.groupby(left, key=study.shape):
         shared: list[_Programs] = []
-        for cell in of_shape:
-            _leave_status(config, study, cell, data, workdir, shared)
+        for together in _in_packs(list(of_shape), config.study.pack):
+            _train_together(config, study, together, data, workdir, shared)
+            for cell in together:
+                _leave_status(config, study, cell, data, workdir, shared)
         jax.clear_caches()
 
 
@@ -142,6 +145,49 @@ def _opened(workdir: pathlib.Path) -> tuple[ConfigDict, Study, _Data]:
     return config, study, _Data(folder, open_splits(config, folder), store)
 
 
+def _in_packs(cells: list[Cell], size: int) -> list[list[Cell]]:
+    return [cells[start : start + size] for start in range(0, len(cells), size)]
+
+
+def _train_together(
+    config: ConfigDict,
+    study: Study,
+    together: Sequence[Cell],
+    data: _Data,
+    workdir: pathlib.Path,
+    shared: list[_Programs],
+) -> None:
+    """Trains those of a pack that have not begun, stacked; who fails so is trained alone later."""
+    new = [
+        cell for cell in together if not (workdir / "cells" / cell.name / "checkpoints").exists()
+    ]
+    if len(new) < 2:
+        return
+    configs = [config_of(config, study, cell, workdir / "splits.csv") for cell in new]
+    folders = [data.of(cell.tasks) for cell in new]
+    places = [workdir / "cells" / cell.name for cell in new]
+    try:
+        for of_cell, place in zip(configs, places, strict=True):
+            place.mkdir(parents=True, exist_ok=True)
+            usfm_config.check(of_cell)
+            usfm_config.check_resumable(of_cell, place)
+        mesh = sharding.make_mesh(configs[0].mesh)
+        jax.set_mesh(mesh)
+        slots = slots_per_type(folders[0].tasks, None, configs[0].train.slots)
+        program = _programs(shared, configs[0], folders[0].tasks, slots, mesh).train
+        train_together(configs, places, folders, data.splits, store=data.store, program=program)
+    except Exception:
+        say(traceback.format_exc() + f"{len(new)} cells fail together: they are trained alone")
+
+
+def _programs(shared: list[_Programs], *arguments: Any) -> _Programs:
+    """The programs of cells of one shape, made for the first of them."""
+    if not shared:
+        program = make_program(*arguments)
+        shared.append(_Programs(program, programs_of(program.model, arguments[-1])))
+    return shared[0]
+
+
 def _leave_status(
     config: ConfigDict,
     study: Study,
@@ -169,21 +215,13 @@ def _run(
     usfm_config.check(config)
     usfm_config.check_resumable(config, workdir)
     folder = data.of(cell.tasks)
-
-    def programs(*arguments: Any) -> _Programs:
-        if not shared:
-            program = make_program(*arguments)
-            mesh = arguments[-1]
-            shared.append(_Programs(program, programs_of(program.model, mesh)))
-        return shared[0]
-
     params = train(
         config,
         workdir,
         folder,
         data.splits,
         store=data.store,
-        program_of=lambda *arguments: programs(*arguments).train,
+        program_of=lambda *arguments: _programs(shared, *arguments).train,
     )
     _score(config, folder, data, workdir, shared, params)
 

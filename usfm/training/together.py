@@ -1,0 +1,112 @@
+"""Several small runs of one program at once, stacked by vmap: what fills an accelerator.
+
+What differs between them, their seeds and rows, is data of the program, so that a stacked run
+learns what it would learn alone.
+"""
+
+import contextlib
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from usfm import config as usfm_config
+from usfm.data.folder import Folder
+from usfm.data.pipeline import iterate, slot_batches
+from usfm.data.slots import mixing_weights
+from usfm.data.source import class_counts, training_rows
+from usfm.data.splits import Splits
+from usfm.data.store import Store
+from usfm.objectives.losses import class_weights
+from usfm.training.checkpoint import Checkpoints, tasks_to_meta
+from usfm.training.logs import Log
+from usfm.training.method import RECORDED
+from usfm.training.program import Program
+from usfm.training.record import Record
+from usfm.training.step import Own
+
+
+def train_together(
+    configs: Sequence[ConfigDict],
+    workdirs: Sequence[pathlib.Path],
+    folders: Sequence[Folder],
+    splits: Splits,
+    *,
+    store: Store,
+    program: Program,
+) -> None:
+    """Trains new runs of tasks of equal shapes from their first step to their last.
+
+    Args:
+        configs: of the runs, alike but for train.seed and what chooses tasks and rows.
+        workdirs: of the runs, without checkpoints; each gets what `train` leaves there.
+        folders: whose rows each is trained on.
+        splits: of these folders.
+        store: of a folder with all of these tasks.
+        program: of all of them, on a mesh of one device.
+
+    Raises:
+        NonFiniteError: of a run; the others have then not ended either.
+    """
+    steps = configs[0].train.steps
+    rows = [
+        training_rows(folder, splits, config.data)
+        for config, folder in zip(configs, folders, strict=True)
+    ]
+    own = _stack(
+        [
+            Own(
+                np.uint32(config.train.seed),
+                class_weights(class_counts(folder, chosen), config.train.class_balance),
+            )
+            for config, folder, chosen in zip(configs, folders, rows, strict=True)
+        ]
+    )
+    step = jax.jit(jax.vmap(program.step), donate_argnums=0)
+    state = jax.jit(jax.vmap(program.start))(own.seed)
+    with contextlib.ExitStack() as stack:
+        streams, logs, records, checkpoints = [], [], [], []
+        for config, workdir, folder, chosen in zip(configs, workdirs, folders, rows, strict=True):
+            ids = [task.id for task in folder.tasks]
+            usfm_config.write(config, workdir / "config.json")
+            batches = slot_batches(
+                store,
+                folder.tasks,
+                chosen,
+                slots=config.train.slots,
+                examples_per_slot=config.train.examples_per_slot,
+                seed=config.train.seed,
+                weights=mixing_weights(chosen, config.data.temperature),
+            )
+            stream = iterate(batches, 0, config.data.workers)
+            stack.callback(stream.close)
+            streams.append(stream)
+            every, path = config.train.log_every, workdir / "metrics.jsonl"
+            logs.append(stack.enter_context(Log(path, ids, start=0, steps=steps, every=every)))
+            records.append(Record(workdir / "gramians", ids, RECORDED, 0))
+            checkpoints.append(
+                stack.enter_context(Checkpoints(workdir / "checkpoints", config.checkpoint.keep))
+            )
+        for done in range(1, steps + 1):
+            batch = _stack([next(stream) for stream in streams])
+            state, metrics = step(state, batch, own)
+            images = batch["valid"][0].size
+            for place, (log, record) in enumerate(zip(logs, records, strict=True)):
+                of_run = _one(metrics, place)
+                log.add(done, of_run, images, 0.0)
+                record.add(done, of_run)
+        for place, (log, record) in enumerate(zip(logs, records, strict=True)):
+            log.flush()
+            record.write(steps)
+            checkpoints[place].save(steps, _one(state, place), tasks_to_meta(folders[place].tasks))
+
+
+def _stack(trees: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+
+
+def _one(tree: Mapping[str, Any] | Any, place: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[place], tree)
