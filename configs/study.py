@@ -17,6 +17,8 @@ def get_config(arg: str = "") -> ConfigDict:
         classification=64, detection=32, regression=32, segmentation=32
     )
     config.train.update(steps=300, log_every=100)
+    # A recorded step takes several times as long; a hundred of them, of each seed, say enough.
+    config.multitask.record_every = 3
     config.checkpoint.update(every_steps=1000, keep=1)
     # All runs are scored on the same rows, the more of them the surer.
     config.data.update(val_fraction=0.4)

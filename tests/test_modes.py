@@ -255,6 +255,15 @@ def test_training_on_all_rows_leaves_none_to_score(make_config, tmp_path, monkey
     assert "part 'val' has no labelled row: not scored" in capsys.readouterr().err
 
 
+def test_advice_of_a_short_run_is_that_it_is_too_short(workdir, capsys):
+    modes.advise(config_of(workdir), workdir)
+    text = capsys.readouterr().out
+    folder, _ = folder_and_splits(workdir)
+    for task in folder.tasks:
+        (line,) = (line for line in text.splitlines() if line.startswith(task.id))
+        assert "not enough evidence" in line
+
+
 def test_a_run_goes_on_only_with_its_own_config(workdir):
     config = config_of(workdir, **{"optimizer.learning_rate": 7.0})
     with pytest.raises(UserError, match=r"learning_rate: 0\.001 before, 7\.0 now"):

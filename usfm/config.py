@@ -115,6 +115,7 @@ def base() -> ConfigDict:
     # "last shared layer".
     config.multitask.layer = "^encoder/norm/"
     config.multitask.record = False  # write the inner products of task gradients: gramians/
+    config.multitask.record_every = 1  # steps; those between cost what they cost unrecorded
 
     config.evaluate = ConfigDict()
     config.evaluate.part = "val"  # or test, all
@@ -229,6 +230,7 @@ def check(config: ConfigDict) -> None:
         ("multitask.gramian_ema", 0.0, 0.9999),
         ("multitask.clip", 0.0, float("inf")),
         ("multitask.at_once", 1, float("inf")),
+        ("multitask.record_every", 1, float("inf")),
         ("checkpoint.every_steps", 1, float("inf")),
         ("checkpoint.keep", 1, float("inf")),
         ("evaluate.batch_size", 1, float("inf")),

@@ -108,14 +108,15 @@ def run_study(config: ConfigDict, workdir: pathlib.Path) -> None:
     run.run_study(config, workdir)
 
 
-def run_advise(config: ConfigDict, workdir: pathlib.Path) -> None:
+def advise(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Says of each task with which others to train it, from what a run of all recorded."""
-    from usfm.study import advise
+    from usfm.study.advise import run_advise
+    from usfm.study.describe import describe
 
     folder = open_folder(config, workdir)
     rows = training_rows(folder, open_splits(config, folder), config.data)
     counts = {task_id: len(of_task) for task_id, of_task in rows.items()}
-    print(advise.describe(advise.run_advise(workdir, folder.tasks, counts)))
+    print(describe(run_advise(workdir, folder.tasks, counts)))
 
 
 MODES = {
@@ -123,7 +124,7 @@ MODES = {
     "evaluate": run_evaluate,
     "predict": run_predict,
     "study": run_study,
-    "advise": run_advise,
+    "advise": advise,
 }
 
 

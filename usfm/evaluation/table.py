@@ -89,14 +89,14 @@ def text_table(report: Mapping, before: Mapping | None = None) -> str:
         cells.append([line.task_id, line.type, str(line.n), unit, *values])
     return "\n".join(
         [
-            *_aligned(cells, left=(0, 1, 3)),
+            *aligned(cells, left=(0, 1, 3)),
             "* best of the row; dsc, auc and iou: higher is better; mre: lower",
             *notes(report),
         ]
     )
 
 
-def _aligned(cells: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
+def aligned(cells: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
     """Lines of equal width, with a rule under the first; columns not in `left` end flush right."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from usfm.data.source import cache_dir, say
 from usfm.errors import UserError
+from usfm.evaluation.files import write_atomically
 from usfm.study import worker
 from usfm.study.cells import Cell, Study
 
@@ -147,7 +148,10 @@ def by_submitit(workdir: pathlib.Path, cluster: str, parameters: dict) -> Execut
 
 
 def probe(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
-    """Seconds of a step of one task, by its type, timed in a process of its own."""
+    """Seconds of a step of one task, by its type: timed once, in a process of its own."""
+    path = workdir / "step_seconds.json"
+    if path.exists():
+        return json.loads(path.read_text())
     probed = subprocess.run(
         worker_command(workdir, "--probe"),
         env=environment(config),
@@ -157,7 +161,9 @@ def probe(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
     )
     if probed.returncode:
         raise UserError("a step of this study could not be made: see the error above")
-    return json.loads(probed.stdout.splitlines()[-1])
+    seconds = json.loads(probed.stdout.splitlines()[-1])
+    write_atomically(path, json.dumps(seconds, indent=2).encode() + b"\n")
+    return seconds
 
 
 def worker_command(workdir: pathlib.Path, *arguments: str) -> list[str]:

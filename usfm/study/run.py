@@ -8,12 +8,14 @@ from ml_collections import ConfigDict
 from usfm import config as usfm_config
 from usfm.data.builder import open_store
 from usfm.data.source import cache_dir, open_folder, open_splits, say
+from usfm.errors import UserError
 from usfm.study import cells
 from usfm.study.advise import advised_plan
-from usfm.study.cells import ADVISED, Cell, Study
-from usfm.study.execute import execute, executor, probe
+from usfm.study.cells import ADVISED, Study
+from usfm.study.execute import LOG, execute, executor, probe
 from usfm.study.plan import describe, is_open, plan, records
 from usfm.study.transfer import analyse, write_gains
+from usfm.study.worker import done
 from usfm.training import record
 
 
@@ -51,17 +53,17 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Study:
 
 def with_advised(config: ConfigDict, study: Study, workdir: pathlib.Path) -> Study:
     """The study with the plan that is found, at each fraction, from what the runs recorded."""
-    recorded = [cell for cell in study.cells() if records(config, study, cell)]
-    found = {
-        fraction: advised_plan(
-            [record.read(workdir / "cells" / cell.name / "gramians")
-             for cell in _of(recorded, fraction)],
-            study.tasks,
-        )
-        for fraction in study.fractions
-    }  # fmt: skip
+    found = {}
+    for fraction in study.fractions:
+        recorded = {
+            cell.seed: record.read(own / "gramians")
+            for cell, own in cells.workdirs(study, workdir)
+            if cell.fraction == fraction and records(config, study, cell) and done(own)
+        }
+        if not recorded:
+            raise UserError(
+                f"no run of all tasks at fraction {fraction:g} ended well, and '{ADVISED}' is "
+                f"found from these: see {workdir / LOG}, or leave '{ADVISED}' out of study.plans"
+            )
+        found[fraction] = advised_plan(recorded, study.tasks)
     return dataclasses.replace(study, partitions={**study.partitions, ADVISED: found})
-
-
-def _of(cells: list[Cell], fraction: float) -> list[Cell]:
-    return [cell for cell in cells if cell.fraction == fraction]

@@ -28,12 +28,20 @@ class Program:
         abstract: shapes and shardings of the state.
         start: seed -> the initial state on the mesh.
         step: of training.
+        recorded_step: the same, and it records; `step` itself where all steps do or none does.
+        record_every: every so many steps are recorded ones.
     """
 
     model: M2DINO
     abstract: TrainState
     start: Callable[[jax.Array | np.uint32], TrainState]
     step: Step
+    recorded_step: Step
+    record_every: int
+
+    def step_at(self, number: int) -> Step:
+        """The step that makes step `number`, which counts from 1."""
+        return self.step if number % self.record_every else self.recorded_step
 
 
 def make_program(
@@ -54,8 +62,13 @@ def make_program(
     optimizer = optimizers.make(config.optimizer, config.train.steps, model.layers)
     make = functools.partial(initial, model, optimizer, config)
     abstract = sharding.abstract(functools.partial(make, 0), mesh)
-    step = make_step(model, slots, optimizer, config, abstract)
-    return Program(model, abstract, sharding.builder(make, abstract), step)
+    every = config.multitask.record_every
+    step = recorded_step = make_step(model, slots, optimizer, config, abstract)
+    if config.multitask.record and every > 1:
+        silent = config.copy_and_resolve_references()
+        silent.multitask.record = False
+        step = make_step(model, slots, optimizer, silent, abstract)
+    return Program(model, abstract, sharding.builder(make, abstract), step, recorded_step, every)
 
 
 def make_model(config: ConfigDict, tasks: tuple[Task, ...]) -> M2DINO:

@@ -65,7 +65,10 @@ def train_together(
             for config, folder, chosen in zip(configs, folders, rows, strict=True)
         ]
     )
-    step = jax.jit(jax.vmap(program.step), donate_argnums=0)
+    stacked = {
+        step: jax.jit(jax.vmap(step), donate_argnums=0)
+        for step in (program.step, program.recorded_step)
+    }
     state = jax.jit(jax.vmap(program.start))(own.seed)
     with contextlib.ExitStack() as stack:
         streams, logs, records, checkpoints = [], [], [], []
@@ -92,7 +95,7 @@ def train_together(
             )
         for done in range(1, steps + 1):
             batch = _stack([next(stream) for stream in streams])
-            state, metrics = step(state, batch, own)
+            state, metrics = stacked[program.step_at(done)](state, batch, own)
             images = batch["valid"][0].size
             for place, (log, record) in enumerate(zip(logs, records, strict=True)):
                 of_run = _one(metrics, place)

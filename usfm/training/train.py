@@ -168,7 +168,8 @@ def train(
                 began = time.perf_counter()
                 batch = next(stream)
                 waited, images = time.perf_counter() - began, batch["valid"].size
-                state, metrics = program.step(state, sharding.place_batch(batch, mesh), own)
+                step = program.step_at(done)
+                state, metrics = step(state, sharding.place_batch(batch, mesh), own)
                 del batch  # An exception would keep it, and the memory it shares with a worker.
                 stopping = bool(terminated)  # read once, for a signal comes at any moment
                 try:
@@ -208,7 +209,7 @@ def _with_steps(
 ) -> ConfigDict:
     """Turns train.seconds into train.steps: as before when the run goes on, else by a probe.
 
-    The probe compiles the very step of the run and times it; what it computes is thrown away.
+    The probe compiles the dearest step of the run and times it; what it computes is thrown away.
     """
     if not config.train.seconds:
         return config
@@ -223,9 +224,8 @@ def _with_steps(
     state = program.start(own.seed)
     batch = batches[0]
     assert batch is not None  # grain allows for filters, and there is none
-    seconds = [
-        _timed(program.step, state, batch, own, mesh) for state in _copies(state, PROBE_STEPS + 1)
-    ]
+    copies = _copies(state, PROBE_STEPS + 1)
+    seconds = [_timed(program.recorded_step, copy, batch, own, mesh) for copy in copies]
     per_step = statistics.median(seconds[1:])
     # The first one compiles, as the run will again.
     left = config.train.seconds - (time.perf_counter() - began) - seconds[0]

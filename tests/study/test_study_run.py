@@ -1,0 +1,83 @@
+"""A study from the command line: whole, and killed at random moments."""
+
+import csv
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+from usfm.study.execute import LOG
+
+ROOT = pathlib.Path(__file__).parents[2]
+CELLS = 3 * 3  # two tasks alone and both together, by three seeds
+
+
+def start(phantoms, shared, workdir):
+    config = {
+        "tasks": "breast_2cls,lung_2cls",
+        "data.root": phantoms,
+        "data.cache_dir": shared / "stores",
+        "data.image_size": 32,
+        "data.val_fraction": 0.5,
+        "model.decoder_width.classification": 8,
+        "train.steps": 3,
+        "train.examples_per_slot": 2,
+        "study.plans": "('all_task',)",
+        "study.fractions": "(1.0,)",
+    }
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "usfm.main", "--config=configs/study.py", "--mode=study"),
+            *(f"--config.{field}={value}" for field, value in config.items()),
+            f"--workdir={workdir}",
+        ],
+        cwd=ROOT,
+        env=os.environ
+        | {"JAX_NUM_CPU_DEVICES": "1", "JAX_COMPILATION_CACHE_DIR": f"{shared}/programs"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process):
+    output = process.communicate(timeout=900)[0]
+    assert process.returncode == 0, output
+    return output
+
+
+def lines_of(workdir):
+    path = workdir / LOG
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_a_study_that_is_killed_says_what_an_undisturbed_one_says(phantoms, session_dir, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    output = finish(start(phantoms, session_dir, whole))
+    assert f"{CELLS} different runs of 3 steps: about" in output
+    assert len(lines_of(whole)) == CELLS
+    assert {line["status"] for line in lines_of(whole)} == {"done"}
+    with (whole / "gains.csv").open(newline="") as file:
+        gains = list(csv.DictReader(file))
+    assert {(gain["arm"], gain["task"]) for gain in gains} == {
+        ("all_task", "breast_2cls"), ("all_task", "lung_2cls")}  # fmt: skip
+    assert {gain["seeds"] for gain in gains} == {"3"}
+    assert (whole / "study.html").exists()
+
+    moments = sorted(random.sample(range(CELLS), 2))
+    print(f"killed after {moments} cells")
+    for moment in moments:
+        process = start(phantoms, session_dir, killed)
+        while len(lines_of(killed)) <= moment:
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=120)  # its worker holds the output open, and ends with it
+    finish(start(phantoms, session_dir, killed))
+    assert (killed / "gains.csv").read_bytes() == (whole / "gains.csv").read_bytes()
+    done = [line["cell"] for line in lines_of(killed) if line["status"] == "done"]
+    assert sorted({*done}) == sorted(line["cell"] for line in lines_of(whole))
