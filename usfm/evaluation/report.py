@@ -17,47 +17,12 @@ from usfm.evaluation.experts import read_routing, routing_rows
 from usfm.evaluation.files import write_atomically
 from usfm.evaluation.metrics import LOWER_IS_BETTER, PRIMARY
 from usfm.evaluation.overlay import PREDICTED, TRUTH, Example, caption, draw
+from usfm.evaluation.page import page, table
 from usfm.evaluation.table import notes, number, table_lines
 
 STYLE = f"""
-:root {{ color-scheme: light dark; --ink: #1d2733; --soft: #5d6b7a; --line: #dde3ea;
-  --page: #f6f8fa; --card: #ffffff; --accent: #0a6ebd; --best: #e6f2fb; }}
-@media (prefers-color-scheme: dark) {{ :root {{ --ink: #e4e9ef; --soft: #97a5b4; --line: #2d3846;
-  --page: #10161d; --card: #18212b; --accent: #56b4f5; --best: #1c3a52; }} }}
-* {{ box-sizing: border-box; }}
-body {{ margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 72rem; background: var(--page);
-  color: var(--ink); font: 1rem/1.5 system-ui, sans-serif; }}
-h1 {{ margin: 0; font-size: 1.7rem; overflow-wrap: anywhere; }}
-h2 {{ margin: 2.5rem 0 .75rem; font-size: 1.2rem; }}
-p, li, figcaption {{ color: var(--soft); margin: .25rem 0; }}
-.scroll {{ overflow-x: auto; background: var(--card); border: 1px solid var(--line);
-  border-radius: .6rem; }}
-table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: .4rem .8rem; text-align: left; white-space: nowrap; }}
-th {{ color: var(--soft); font-weight: 500; font-size: .85rem; }}
-tr + tr td, thead + tbody td {{ border-top: 1px solid var(--line); }}
-tr.more td {{ border-top: 0; padding-top: 0; color: var(--soft); font-size: .9rem; }}
-.number {{ text-align: right; }}
-.best {{ font-weight: 650; color: var(--ink); }}
-.best span {{ background: var(--best); border-radius: .3rem; padding: .05rem .4rem;
-  margin-right: -.4rem; }}
-.cards {{ display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); }}
-figure {{ margin: 0; padding: .8rem; background: var(--card); border: 1px solid var(--line);
-  border-radius: .6rem; overflow-wrap: anywhere; font-size: .85rem; }}
-figure b {{ color: var(--ink); font-size: .95rem; }}
-figure img {{ display: block; width: 100%; height: 15rem; object-fit: contain; margin: .5rem 0;
-  background: #000; border-radius: .3rem; }}
-svg {{ display: block; width: 100%; margin-top: .4rem; }}
-.axis {{ stroke: var(--line); }}
-.label {{ fill: var(--soft); font-size: 11px; }}
-.curve {{ fill: none; stroke: var(--accent); stroke-width: 1.8; stroke-linejoin: round; }}
-.dot {{ fill: var(--accent); }}
-.key {{ display: inline-block; margin-left: .6rem; width: .8em; height: .8em;
-  border-radius: .2em; }}
 .truth {{ background: rgb{TRUTH}; }}
 .predicted {{ background: rgb{PREDICTED}; }}
-summary {{ cursor: pointer; color: var(--accent); margin-bottom: .75rem; }}
-code {{ font-size: .85rem; }}
 """
 
 
@@ -92,34 +57,16 @@ def write_report(
         ("Data", _data(workdir / "splits.csv", evaluation)),
         ("Configuration", _config(config) if config else ""),
     ]
-    name = html.escape(workdir.name)
     parts = ", ".join(f"{part} ({n:,} rows)" for part, n in evaluation["parts"].items())
-    body = "".join(f"<section><h2>{t}</h2>{text}</section>\n" for t, text in sections if text)
-    page = (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
-        f"<title>{name} · usfm</title><style>{STYLE}</style></head>\n<body>"
-        f"<header><h1>{name}</h1><p>{len(evaluation['tasks'])} tasks, scored on "
-        f"{html.escape(parts)}, usfm {usfm.__version__}</p></header>\n{body}</body></html>\n"
+    lead = (
+        f"<p>{len(evaluation['tasks'])} tasks, scored on {html.escape(parts)}, "
+        f"usfm {usfm.__version__}</p>"
     )
-    write_atomically(workdir / "report.html", page.encode())
+    write_atomically(workdir / "report.html", page(workdir.name, lead, sections, STYLE).encode())
 
 
 def _read_json(path: epath.Path) -> dict | None:
     return json.loads(path.read_bytes()) if path.exists() else None
-
-
-def _table(head: Sequence[str], rows: Sequence[str], numbers: int) -> str:
-    """A table whose last `numbers` columns are numbers; `rows` are whole tr elements."""
-    first = len(head) - numbers
-    cells = "".join(
-        f'<th class="number">{name}</th>' if i >= first else f"<th>{name}</th>"
-        for i, name in enumerate(html.escape(name) for name in head)
-    )
-    return (
-        f'<div class="scroll"><table><thead><tr>{cells}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-    )
 
 
 def _results(evaluation: Mapping, before: Mapping | None) -> str:
@@ -140,8 +87,8 @@ def _results(evaluation: Mapping, before: Mapping | None) -> str:
         "<p>At original pixel size; the best value of a row is marked. Trivial: the mean training "
         "mask at its best threshold, class frequencies, mean box, mean points.</p>"
     )
-    table = _table(["task", "type", "n", "metric", *columns], rows, len(columns))
-    return explained + table + (f"<ul>{said}</ul>" if said else "")
+    lines = table(["task", "type", "n", "metric", *columns], rows, len(columns))
+    return explained + lines + (f"<ul>{said}</ul>" if said else "")
 
 
 def _curves(path: epath.Path) -> str:
@@ -161,7 +108,7 @@ def _routing(path: epath.Path) -> str:
     experts = len(next(iter(shares.values())))
     said = "<p>Share of each task's tokens that each expert serves, in %, at the end.</p>"
     head = ["task", *(f"expert {i}" for i in range(experts))]
-    return said + _table(head, routing_rows(shares), experts)
+    return said + table(head, routing_rows(shares), experts)
 
 
 def _examples(examples: Sequence[Example]) -> Iterator[str]:
@@ -196,7 +143,7 @@ def _data(path: epath.Path, evaluation: Mapping) -> str:
         cells = "".join(f'<td class="number">{counts[task_id, part]:,}</td>' for part in parts)
         rows.append(f"<tr><td>{html.escape(task_id)}</td>{cells}</tr>")
     said = f"<p>{len(lines):,} rows; {evaluation['skipped_rows']:,} faulty rows were skipped.</p>"
-    return said + _table(["task", *parts], rows, len(parts))
+    return said + table(["task", *parts], rows, len(parts))
 
 
 def _config(config: Mapping) -> str:
@@ -205,8 +152,8 @@ def _config(config: Mapping) -> str:
         f"<td><code>{html.escape(json.dumps(value, ensure_ascii=False))}</code></td></tr>"
         for name, value in _flat(config)
     ]
-    table = _table(["field", "value"], rows, 0)
-    return f"<details><summary>{len(rows)} fields</summary>{table}</details>"
+    lines = table(["field", "value"], rows, 0)
+    return f"<details><summary>{len(rows)} fields</summary>{lines}</details>"
 
 
 def _flat(config: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
