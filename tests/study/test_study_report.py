@@ -5,23 +5,24 @@ import html.parser
 import math
 import re
 import shlex
-import types
 import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
 
 from usfm.study import plan as study_plan
+from usfm.study.advise import ALONE, CLINICAL, UNKNOWN, Advice, TaskAdvice, recommended
 from usfm.study.affinity import Affinity
 from usfm.study.break_even import BreakEven, break_evens
 from usfm.study.cells import Study
 from usfm.study.claims import claims
 from usfm.study.estimate import ROWS, SEEDS, Estimate
 from usfm.study.gains import Gain, judge
+from usfm.study.grouping import Grouping
 from usfm.study.means import consistency, means
 from usfm.study.report import write_report
 from usfm.study.transfer import Analysis
-from usfm.study.words import answer, plan_of, recommended_command
+from usfm.study.words import answer, recommended_command
 from usfm.tasks import Task, plans
 
 TASKS = (
@@ -148,15 +149,10 @@ def make_advice(study):
     lines = []
     for task in study.tasks:
         group = groups.get(task.id, (task.id,))
-        choice = "clinical group" if len(group) > 1 else "alone"
-        choice = choice if task.id in groups else "not enough evidence"
-        numbers = {"gain": 4e-4, "clinical_gain": 4e-4, "all_gain": -1e-4, "own": 1e-3}
-        lines.append(
-            types.SimpleNamespace(
-                task=task.id, choice=choice, group=group, agreement=0.93, **numbers
-            )
-        )
-    return types.SimpleNamespace(tasks=study.tasks, lines=tuple(lines), predictor=None)
+        choice = CLINICAL if len(group) > 1 else ALONE if task.id in groups else UNKNOWN
+        lines.append(TaskAdvice(task.id, choice, group, 4e-4, 4e-4, -1e-4, 1e-3, 0.93))
+    grouping = Grouping(tuple(parts), 1.0, (), -math.inf)
+    return Advice(study.tasks, tuple(lines), grouping, 900, 3, 500, {}, None)
 
 
 @pytest.fixture(scope="module")
@@ -189,8 +185,17 @@ def everything(study):
     }
 
 
-def test_page_says_what_was_found(tmp_path, study, analysis):
-    page = Page(write(tmp_path, study, analysis, **everything(study)))
+@pytest.fixture(scope="module")
+def workdir(study, analysis, tmp_path_factory):
+    """Of a study of which everything is known."""
+    path = tmp_path_factory.mktemp("written") / "study"
+    path.mkdir()
+    write(path, study, analysis, **everything(study))
+    return path
+
+
+def test_page_says_what_was_found(workdir, study, analysis):
+    page = Page((workdir / "study.html").read_text())
     assert "At 25 % of the data, train together cyst + kind; train lung alone" in page.sections[""]
     assert "too little is known of tip" in page.sections[""]
     assert "Measured, mean over tasks: " in page.sections[""]
@@ -204,36 +209,36 @@ def test_page_says_what_was_found(tmp_path, study, analysis):
     assert "Whom to train tip with, at 25 % of the data" in page.sections["What cannot be said"]
 
 
-def test_figures_are_files_that_stand_alone(tmp_path, study, analysis):
-    page = Page(write(tmp_path, study, analysis, **everything(study)))
-    names = sorted(path.name for path in (tmp_path / "figures").iterdir())
+def test_figures_are_files_that_stand_alone(workdir):
+    page = Page((workdir / "study.html").read_text())
+    names = sorted(path.name for path in (workdir / "figures").iterdir())
     assert names == [
         *("affinity_0.25.svg", "affinity_1.svg", "gains.svg", "intervals.svg", "routing.svg"),
         "training_rows.svg",
     ]
     assert len(page.figures) == len(names)
     for name in names:
-        root = ET.fromstring((tmp_path / "figures" / name).read_text())
+        root = ET.fromstring((workdir / "figures" / name).read_text())
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
 
 
-def test_page_needs_no_network_and_no_scripts(tmp_path, study, analysis):
-    text = write(tmp_path, study, analysis, **everything(study))
+def test_page_needs_no_network_and_no_scripts(workdir):
+    text = (workdir / "study.html").read_text()
     assert "://" not in text
     assert re.findall(r"@import|<script|<link|<img|<iframe| on\w+=", text) == []
     links = re.findall(r'(?:href|src)="([^"]*)"|url\(([^)]*)\)', text)
     assert all((link or url).startswith(("#", "data:image/png;")) for link, url in links)
 
 
-def test_same_study_gives_the_same_bytes(tmp_path, study, analysis):
-    for name in ("a", "b"):
-        (tmp_path / name / "study").mkdir(parents=True)
-        write(tmp_path / name / "study", study, analysis, **everything(study))
-    of_a, of_b = (
-        {path.name: path.read_bytes() for path in (tmp_path / name).rglob("*.*")} for name in "ab"
+def test_same_study_gives_the_same_bytes(workdir, tmp_path, study, analysis):
+    again = tmp_path / "study"
+    again.mkdir()
+    write(again, study, analysis, **everything(study))
+    first, second = (
+        {path.name: path.read_bytes() for path in where.rglob("*.*")} for where in (workdir, again)
     )
-    assert of_a == of_b
-    assert len(of_a) == 7
+    assert first == second
+    assert len(first) == 7
 
 
 def test_text_is_escaped_and_is_no_formula(tmp_path):
@@ -251,9 +256,8 @@ def test_text_is_escaped_and_is_no_formula(tmp_path):
     assert "<em>" in page.sections["What is missing"]
 
 
-def test_cells_whose_interval_excludes_zero_are_marked(tmp_path, study, analysis):
-    write(tmp_path, study, analysis)
-    text = (tmp_path / "figures/gains.svg").read_text()
+def test_cells_whose_interval_excludes_zero_are_marked(workdir, analysis):
+    text = (workdir / "figures/gains.svg").read_text()
     sure = [gain for gain in analysis.gains if gain.low > 0 or gain.high < 0]
     assert 0 < len(sure) < len(analysis.gains)
     assert len(re.findall(r">[+−][\d.]+ ●<", text)) == len(sure)
@@ -385,7 +389,7 @@ def test_advice_that_did_harm_is_not_repeated(study, analysis):
 
 
 def test_recommended_command_gives_back_the_plan(study):
-    plan = plan_of(make_advice(study))
+    plan = recommended(make_advice(study))
     command = recommended_command("configs/study.py", plan, 0.25)
     words = shlex.split(command.replace("\\\n", " "))
     assert words[:3] == ["python", "-m", "usfm.main"]

@@ -2,7 +2,6 @@
 
 import html
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from etils import epath
@@ -11,6 +10,7 @@ from matplotlib.figure import Figure
 import usfm
 from usfm.evaluation.files import write_atomically
 from usfm.evaluation.page import page
+from usfm.study.advise import Advice, recommended
 from usfm.study.affinity import Affinity
 from usfm.study.cells import Study
 from usfm.study.claims import CONTRADICTED, SUPPORTED, Claim
@@ -19,7 +19,7 @@ from usfm.study.figures import compared, draw_gains, draw_intervals, draw_scale,
 from usfm.study.matrices import draw_affinity, draw_routing
 from usfm.study.tables import advice_table, bullets, gains_table, means_table, said
 from usfm.study.transfer import Analysis
-from usfm.study.words import answer, plan_of, recommended_command, share, undecided
+from usfm.study.words import answer, recommended_command, share, undecided
 
 CONFIG = "configs/study.py"
 PLANS = (
@@ -50,7 +50,7 @@ def write_report(
     analysis: Analysis,
     *,
     affinities: Mapping[float, Affinity],
-    advice: Mapping[float, Any],
+    advice: Mapping[float, Advice],
     routing: np.ndarray | None,
 ) -> None:
     """Write WORKDIR/study.html, which needs no network, and its figures as figures/NAME.svg.
@@ -88,7 +88,7 @@ def write_report(
     write_atomically(workdir / "study.html", text.encode())
 
 
-def _lead(study: Study, analysis: Analysis, advice: Mapping[float, Any]) -> str:
+def _lead(study: Study, analysis: Analysis, advice: Mapping[float, Advice]) -> str:
     """The answers, and what was compared."""
     told = []
     for fraction in study.fractions:
@@ -177,12 +177,12 @@ def _affinities(affinities: Mapping[float, Affinity], show: Show) -> str:
     )
 
 
-def _plan(advice: Mapping[float, Any]) -> str:
+def _plan(advice: Mapping[float, Advice]) -> str:
     if not advice:
         return said("No plan is advised: that takes the recorded gradients of runs of all tasks.")
     return "".join(
         f"<h3>At {html.escape(share(fraction))}</h3>{advice_table(of_fraction)}"
-        f"<pre>{html.escape(recommended_command(CONFIG, plan_of(of_fraction), fraction))}</pre>"
+        f"<pre>{html.escape(recommended_command(CONFIG, recommended(of_fraction), fraction))}</pre>"
         for fraction, of_fraction in sorted(advice.items())
     )
 

@@ -3,10 +3,10 @@
 import html
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from usfm.evaluation.page import table
 from usfm.evaluation.table import number
+from usfm.study.advise import Advice
 from usfm.study.gains import Gain
 from usfm.study.transfer import Analysis
 from usfm.study.words import interval, percent, share
@@ -42,7 +42,7 @@ def means_table(analysis: Analysis) -> str:
     return _folded(f"{len(rows)} means", shown) + (bullets(spread, "") if spread else "")
 
 
-def advice_table(advice: Any) -> str:
+def advice_table(advice: Advice) -> str:
     """What is advised of each task, and why."""
     measured = advice.predictor is not None
     rows = [

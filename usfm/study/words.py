@@ -3,18 +3,15 @@
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from usfm.study import claims
+from usfm.study.advise import ALONE, UNKNOWN, Advice, recommended
 from usfm.study.cells import ADVISED, Study
 from usfm.study.gains import NO_CALL, UNDECIDED, Gain
 from usfm.study.means import Mean
 from usfm.study.plan import as_text
 from usfm.study.transfer import Analysis
 from usfm.tasks.plans import Plan
-
-# As in advise.py.
-ALONE, UNKNOWN = "alone", "not enough evidence"
 
 
 def percent(value: float) -> str:
@@ -40,7 +37,7 @@ def arms(study: Study, gains: Sequence[Gain]) -> tuple[str, ...]:
     return tuple(label for label in map(study.label, study.arms) if label in found)
 
 
-def answer(fraction: float, overall: Sequence[Mean], advice: Any | None) -> tuple[str, str]:
+def answer(fraction: float, overall: Sequence[Mean], advice: Advice | None) -> tuple[str, str]:
     """What to do at one fraction, and what was measured there.
 
     Args:
@@ -62,8 +59,8 @@ def answer(fraction: float, overall: Sequence[Mean], advice: Any | None) -> tupl
     return f"At {share(fraction)}, no plan is known to beat one model a task.", measured
 
 
-def _advised(advice: Any) -> str:
-    groups = [group for group in plan_of(advice).parts.values() if len(group) > 1]
+def _advised(advice: Advice) -> str:
+    groups = [group for group in recommended(advice).parts.values() if len(group) > 1]
     alone = [line.task for line in advice.lines if line.choice == ALONE]
     unknown = [line.task for line in advice.lines if line.choice == UNKNOWN]
     if any(len(group) == len(advice.lines) for group in groups):
@@ -85,12 +82,6 @@ def listed(names: Sequence[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def plan_of(advice: Any) -> Plan:
-    """The advice as a plan; tasks without enough evidence are alone in it."""
-    groups = dict.fromkeys(tuple(line.group) for line in advice.lines)
-    return Plan(ADVISED, {group[0]: group for group in groups})
-
-
 def recommended_command(config_path: str, plan: Plan, fraction: float) -> str:
     """The command that trains a plan, and its tasks alone beside it.
 
@@ -104,14 +95,14 @@ def recommended_command(config_path: str, plan: Plan, fraction: float) -> str:
         "--mode=study",
         f"--workdir=runs/{plan.name}_{fraction:g}",
         "--config.data.root=FM_UIA_FOLDER",
-        f"--config.study.fractions={fraction:g}",
+        f"--config.study.fractions={float(fraction)}",
         f"--config.study.plans={plan.name}",
         f"--config.study.partitions={as_text(plan)}",
     )
     return " \\\n  ".join(["python -m usfm.main", *map(shlex.quote, flags)])
 
 
-def undecided(study: Study, analysis: Analysis, advice: Mapping[float, Any]) -> list[str]:
+def undecided(study: Study, analysis: Analysis, advice: Mapping[float, Advice]) -> list[str]:
     """What cannot be said, one sentence each."""
     said = [
         f"Claim “{claim.text}”: {claim.evidence}."
