@@ -127,11 +127,18 @@ def test_the_advised_plan_is_open_until_it_is_found_and_may_be_given(config, fol
         ("plans", ("advised",), "found from what 'all_task' records: add"),
         ("partitions", "seg | det", r"write 'NAME: task\+task \| task'"),
         ("partitions", "mine: seg | det", "'organ' is in no part"),
+        ("partitions", "mine: seg | seg | det+organ+plane+pts2+pts3", "'seg' is given 2 times"),
     ],
 )
 def test_what_cannot_be_is_told(config, folder, field, value, told):
     config.study[field] = value
     with pytest.raises(UserError, match=told):
+        plan(config, folder, make_splits(folder, val_fraction=0.0))
+
+
+def test_seconds_would_give_each_run_another_number_of_steps(config, folder):
+    config.train.seconds = 60.0
+    with pytest.raises(UserError, match=r"train\.seconds=60: .* give --config\.train\.steps"):
         plan(config, folder, make_splits(folder, val_fraction=0.0))
 
 

@@ -29,6 +29,11 @@ def plan(config: ConfigDict, folder: Folder, splits: Splits) -> Study:
         UserError: a plan, fraction or seed that cannot be; it names the field.
     """
     given = config.study
+    if config.train.seconds:
+        raise UserError(
+            f"train.seconds={config.train.seconds:g}: the runs of a study are compared after equal "
+            "numbers of steps; give --config.train.steps"
+        )
     fractions, seeds = tuple(given.fractions), tuple(given.seeds)
     for field, values in (("fractions", fractions), ("seeds", seeds), ("methods", given.methods)):
         if not values or len(set(values)) < len(values):
@@ -107,8 +112,7 @@ def partitions(text: str, tasks: Sequence[Task]) -> dict[str, Plan]:
         if not colon:
             raise UserError(f"study.partitions: {one!r}: write 'NAME: task+task | task'")
         ids = [sorted(id.strip() for id in part.split("+")) for part in parts.split("|")]
-        named = {part[0] if len(part) == 1 else f"{part[0]}_and_{len(part) - 1}_more": part
-                 for part in ids}  # fmt: skip
+        named = {f"part_{number}": part for number, part in enumerate(ids, start=1)}
         found[name.strip()] = plans.partition(name.strip(), tasks, named)
     return found
 

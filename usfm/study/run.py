@@ -1,7 +1,6 @@
 """`--mode=study`: plan, train cell by cell, find the advised plan, analyse, report."""
 
 import dataclasses
-import json
 import pathlib
 
 import numpy as np
@@ -11,6 +10,7 @@ from usfm import config as usfm_config
 from usfm.data.builder import open_store
 from usfm.data.source import cache_dir, open_folder, open_splits, say
 from usfm.errors import UserError
+from usfm.evaluation.experts import read_routing
 from usfm.study import cells
 from usfm.study.advise import advise, recommended
 from usfm.study.affinity import affinity
@@ -96,13 +96,9 @@ def recorded_runs(
 def routing_of(study: Study, workdir: pathlib.Path) -> np.ndarray | None:
     """Float [T, E], what share of each task every expert serves at the end of an all-task run."""
     for cell, own in cells.workdirs(study, workdir):
-        if (
-            len(cell.tasks) == len(study.tasks)
-            and cell.fraction == study.fractions[-1]
-            and done(own)
-        ):
-            last = json.loads((own / "metrics.jsonl").read_text().splitlines()[-1])
-            shares = [last.get(f"routing/{task.id}") for task in study.tasks]
-            if all(shares):
-                return np.array(shares, np.float64)
+        of_all = len(cell.tasks) == len(study.tasks) and cell.fraction == study.fractions[-1]
+        if of_all and done(own):
+            shares = read_routing(own / "metrics.jsonl")
+            if all(task.id in shares for task in study.tasks):
+                return np.array([shares[task.id] for task in study.tasks])
     return None
