@@ -136,9 +136,16 @@ def test_what_cannot_be_is_told(config, folder, field, value, told):
         plan(config, folder, make_splits(folder, val_fraction=0.0))
 
 
-def test_seconds_would_give_each_run_another_number_of_steps(config, folder):
-    config.train.seconds = 60.0
-    with pytest.raises(UserError, match=r"train\.seconds=60: .* give --config\.train\.steps"):
+@pytest.mark.parametrize(
+    ("field", "told"),
+    [
+        ("train.seconds", r"train\.seconds=2: .* give --config\.train\.steps"),
+        ("data.temperature", r"data\.temperature=2: .* give --config\.data\.temperature=0"),
+    ],
+)
+def test_what_would_make_runs_unequal_is_refused(config, folder, field, told):
+    config.update_from_flattened_dict({field: 2.0})
+    with pytest.raises(UserError, match=told):
         plan(config, folder, make_splits(folder, val_fraction=0.0))
 
 
