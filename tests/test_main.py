@@ -74,7 +74,10 @@ def test_reading_the_command_line_does_not_wait_for_jax():
             "--config.data.groups.iugc=ob",
             "--config.data.groups.iugc is given as a whole: --config.data.groups=\"{'iugc': ...}\"",
         ),
-        ("--mode=trian", "--mode=trian: value should be one of <train|evaluate|predict>"),
+        (
+            "--mode=trian",
+            "--mode=trian: value should be one of <train|evaluate|predict|study|advise>",
+        ),
         ("--wrkdir=3", "Unknown command line flag 'wrkdir'. Did you mean: workdir ?"),
     ],
 )
