@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -69,7 +70,9 @@ def train_together(
         step: jax.jit(jax.vmap(step), donate_argnums=0)
         for step in (program.step, program.recorded_step)
     }
-    state = jax.jit(jax.vmap(program.start))(own.seed)
+    starts = [program.start(seed) for seed in own.seed]
+    state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
+    del starts
     with contextlib.ExitStack() as stack:
         streams, logs, records, checkpoints = [], [], [], []
         for config, workdir, folder, chosen in zip(configs, workdirs, folders, rows, strict=True):
