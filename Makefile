@@ -1,5 +1,6 @@
 # make quickstart   train the built-in phantom tasks and look at the report
 # make test         the test suite
+# make test-long    the tests that take minutes each, which make test leaves out
 # make lint         style, formatting and types
 # make bench        timings, one JSON line each; NAMES="model step" says which
 # make setup        only make .venv from requirements.lock; the others do so where it is needed
@@ -14,7 +15,7 @@ RUN = .venv/bin/python
 KEEP = GLIBC_TUNABLES=glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=68719476736
 SHOW = [ -t 1 ] && { [ "$$DISPLAY$$WAYLAND_DISPLAY" ] || [ "$$(uname)" = Darwin ]; }
 
-.PHONY: quickstart test lint bench setup clean
+.PHONY: quickstart test test-long lint bench setup clean
 
 quickstart: setup
 	@$(RUN) tools/make_phantoms.py runs/phantoms --rows 100 --seed 0
@@ -24,6 +25,9 @@ quickstart: setup
 
 test: setup
 	JAX_PLATFORMS=cpu $(RUN) -m pytest -n 2 --dist loadgroup -q
+
+test-long: setup
+	JAX_PLATFORMS=cpu $(RUN) -m pytest -q -m long
 
 lint: setup
 	$(RUN) -m ruff check .

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from usfm.study.execute import LOG
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -56,6 +58,7 @@ def lines_of(workdir):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+@pytest.mark.long
 def test_a_study_that_is_killed_says_what_an_undisturbed_one_says(phantoms, session_dir, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     output = finish(start(phantoms, session_dir, whole))

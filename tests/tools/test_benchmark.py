@@ -85,6 +85,7 @@ def _unrolled(stack, x, args):
     return x, jax.tree.map(lambda *o: jax.numpy.stack(o), *outs)
 
 
+@pytest.mark.long
 def test_the_timed_pieces_run_and_say_what_they_are(monkeypatch):
     monkeypatch.setattr(model, "CPU", model.Case("tiny", 32, 2, "float32", product=64))
     monkeypatch.setattr(timing, "ROUNDS", 1)
