@@ -25,6 +25,7 @@ from usfm.data.image import content_hash
 from usfm.data.phantoms import write_folder
 from usfm.data.store import Store
 from usfm.tasks import TYPES, Task
+from usfm.training import sharding
 
 # grain's worker processes are handed the flags of this one, which pytest never parses.
 flags.FLAGS.mark_as_parsed()
@@ -152,6 +153,15 @@ def quick_compile():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def one_device_mesh(monkeypatch, quick_compile):
+    """Every mesh is of one device, which compiles fast. The one that `train` sets is taken back."""
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "expert": 1}, jax.devices()[:1])
+    monkeypatch.setattr(sharding, "make_mesh", lambda sizes: mesh)
+    with jax.set_mesh(mesh):
+        yield
 
 
 @pytest.fixture

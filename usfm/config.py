@@ -136,26 +136,26 @@ def base() -> ConfigDict:
 
 def study(config: ConfigDict) -> ConfigDict:
     """Adds what `--mode=study` compares to the config of its runs."""
-    study = ConfigDict()
+    fields = ConfigDict()
     # task_specific, clinically_grouped, all_task, advised (found from what all_task's runs
     # record), or a name of study.partitions. Gains are over task_specific, which is always trained.
-    study.plans = ("task_specific", "clinically_grouped", "all_task", "advised")
+    fields.plans = ("task_specific", "clinically_grouped", "all_task", "advised")
     # Plans of one's own: 'mine: lung+lung_2cls | cervix; other: ...', every task once in each.
-    study.partitions = ""
-    study.fractions = (0.25, 1.0)  # of the training rows (data.fraction)
-    study.seeds = (0, 1, 2)  # of the runs (train.seed); fewer than 3 decide nothing
-    study.methods = ("sum",)  # multi-task methods (multitask.method)
-    study.models = ()  # encoders (model.variant); () = that of the config
+    fields.partitions = ""
+    fields.fractions = (0.25, 1.0)  # of the training rows (data.fraction)
+    fields.seeds = (0, 1, 2)  # of the runs (train.seed); fewer than 3 decide nothing
+    fields.methods = ("sum",)  # multi-task methods (multitask.method)
+    fields.models = ()  # encoders (model.variant); () = that of the config
     # Slots of each task in a step, the same under every plan; 0 = every run has train.slots slots.
-    study.slots_per_task = 1
+    fields.slots_per_task = 1
     # Runs of equal shapes that are trained at once, stacked: what fills an accelerator. One after
     # another is faster on a CPU.
-    study.pack = 1
-    study.executor = "local"  # or slurm, by submitit (pip install usfm[slurm])
-    study.processes = 1  # local ones at once, or tasks of the Slurm array
-    study.slurm = ConfigDict()  # parameters of submitit's executor, such as slurm_partition
+    fields.pack = 1
+    fields.executor = "local"  # or slurm, by submitit (pip install usfm[slurm])
+    fields.processes = 1  # local ones at once, or tasks of the Slurm array
+    fields.slurm = ConfigDict()  # parameters of submitit's executor, such as slurm_partition
     with config.unlocked():
-        config.study = study
+        config.study = fields
     return config.lock()
 
 
@@ -213,6 +213,7 @@ def check(config: ConfigDict) -> None:
         ("train.seconds", 0.0, float("inf")),
         ("train.slots", 1, float("inf")),
         ("train.examples_per_slot", 1, float("inf")),
+        ("train.seed", 0, 2**32 - 1),
         ("train.log_every", 1, float("inf")),
         ("train.class_balance", 0.0, 0.999999),
         ("train.ema", 0.0, 1.0),
@@ -284,6 +285,17 @@ FREE = ("data.root", "data.cache_dir", "data.workers", "train.log_every", "train
         "evaluate.", "mesh.", "checkpoint.", "study.plans", "study.partitions", "study.fractions",
         "study.seeds", "study.methods", "study.models", "study.executor", "study.processes",
         "study.pack", "study.slurm")  # fmt: skip
+
+
+def begin(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Checks a config, also against what the workdir was begun with, and makes the workdir.
+
+    Raises:
+        UserError: as `check` and `check_resumable` do.
+    """
+    check(config)
+    check_resumable(config, workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
 
 
 def check_resumable(config: ConfigDict, workdir: pathlib.Path) -> None:

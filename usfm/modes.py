@@ -17,7 +17,7 @@ from usfm.evaluation import trivial
 from usfm.evaluation.evaluate import Evaluation, Trivial, evaluate, write
 from usfm.evaluation.files import write_atomically
 from usfm.evaluation.overlay import Example
-from usfm.evaluation.predict import Predictor, programs_of
+from usfm.evaluation.predict import Predictor, make_predictor, programs_of
 from usfm.evaluation.prediction import Answer, truth
 from usfm.evaluation.report import write_report
 from usfm.evaluation.submission import write_submission
@@ -32,9 +32,7 @@ from usfm.training.train import pretrained, train
 
 def run_train(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Trains, then scores the model (and before that the untrained one, where asked)."""
-    usfm_config.check(config)
-    usfm_config.check_resumable(config, workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    usfm_config.begin(config, workdir)
     folder = open_folder(config, workdir)
     splits = open_splits(config, folder, workdir)
     rows = rows_in(folder, splits, config.evaluate.part)
@@ -188,7 +186,7 @@ def _untrained(config: ConfigDict, folder: Folder) -> Predictor:
     params = sharding.build(lambda: model.init(jax.random.key(config.train.seed)), mesh)
     if (encoder := pretrained(config)) is not None:
         params = model.with_encoder(params, encoder)
-    return _predictor(config, model, params, mesh)
+    return make_predictor(config, programs_of(model, mesh), model.tasks, params, mesh)
 
 
 def _trained(config: ConfigDict, workdir: pathlib.Path) -> Predictor:
@@ -202,20 +200,7 @@ def _trained(config: ConfigDict, workdir: pathlib.Path) -> Predictor:
         placed = sharding.abstract(lambda: model.init(jax.random.key(0)), mesh)
         parts = evaluated_parts(placed, config, model.layers)
         params = evaluated_params(**checkpoints.restore_parts(newest, parts))
-    return _predictor(config, model, params, mesh)
-
-
-def _predictor(config: ConfigDict, model, params, mesh: jax.sharding.Mesh) -> Predictor:
-    size = (config.data.image_size, config.data.image_size)
-    return Predictor(
-        programs_of(model, mesh),
-        model.tasks,
-        params,
-        mesh,
-        size,
-        config.data.channels,
-        config.evaluate.batch_size,
-    )
+    return make_predictor(config, programs_of(model, mesh), model.tasks, params, mesh)
 
 
 def _check_tasks(known: Sequence[Task], folder: Folder) -> None:

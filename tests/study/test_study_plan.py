@@ -10,7 +10,7 @@ from usfm.data.splits import make_splits
 from usfm.errors import UserError
 from usfm.study import cells
 from usfm.study.cells import Arm, Cell
-from usfm.study.plan import as_text, config_of, describe, is_open, partitions, plan, records
+from usfm.study.plan import as_text, config_of, describe, partitions, plan
 
 
 @pytest.fixture
@@ -104,16 +104,16 @@ def test_a_plan_of_ones_own_is_text_there_and_back(config, folder):
     assert sorted(mine.parts.values()) == [("det", "seg"), ("organ", "plane"), ("pts2",), ("pts3",)]
     assert partitions(as_text(mine), folder.tasks)["mine"] == mine
     assert list(study.partitions) == ["task_specific", "mine"]
-    assert not is_open(config, study)
+    assert not study.is_open
 
 
 def test_the_advised_plan_is_open_until_it_is_found_and_may_be_given(config, folder, study):
-    assert is_open(config, study)
+    assert study.is_open
     config.study.partitions = "advised: seg+det+organ+plane+pts2+pts3"
     config.study.plans = ("advised",)
     given = plan(config, folder, make_splits(folder, val_fraction=0.0))
-    assert not is_open(config, given)
-    assert not any(records(config, given, cell) for cell in given.cells())
+    assert not given.is_open
+    assert not any(given.records(cell) for cell in given.cells())
 
 
 @pytest.mark.parametrize(

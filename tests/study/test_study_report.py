@@ -152,7 +152,9 @@ def make_advice(study):
         choice = CLINICAL if len(group) > 1 else ALONE if task.id in groups else UNKNOWN
         lines.append(TaskAdvice(task.id, choice, group, 4e-4, 4e-4, -1e-4, 1e-3, 0.93))
     grouping = Grouping(tuple(parts), 1.0, (), -math.inf)
-    return Advice(study.tasks, tuple(lines), grouping, 900, 3, 500, {}, None)
+    return Advice(
+        study.tasks, make_affinity(study.tasks), tuple(lines), grouping, 900, 3, 500, {}, None
+    )
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import csv
 import json
 import shutil
 
-import jax
 import numpy as np
 import pytest
 
@@ -12,7 +11,7 @@ from usfm import config as usfm_config
 from usfm.data.source import open_folder, open_splits
 from usfm.study import cells, worker
 from usfm.study.plan import config_of, plan
-from usfm.training import program, sharding
+from usfm.training import program
 from usfm.training.checkpoint import Checkpoints
 from usfm.training.train import train
 
@@ -21,12 +20,7 @@ STEPS = 3
 TASKS = "breast_2cls,lung_2cls"
 
 
-@pytest.fixture(autouse=True)
-def _one_device(monkeypatch, quick_compile):
-    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "expert": 1}, jax.devices()[:1])
-    monkeypatch.setattr(sharding, "make_mesh", lambda sizes: mesh)
-    with jax.set_mesh(mesh):
-        yield
+pytestmark = pytest.mark.usefixtures("one_device_mesh")
 
 
 @pytest.fixture

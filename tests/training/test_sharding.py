@@ -1,6 +1,7 @@
 """Where arrays live, and that it does not change what is learned."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -18,7 +19,7 @@ from usfm.models.moe import Mixture
 from usfm.tasks import TYPES, Task
 from usfm.training import optimizer as optimizers
 from usfm.training import sharding
-from usfm.training.state import TrainState, create
+from usfm.training.state import TrainState, initial
 from usfm.training.step import Own, make_step
 
 # Two types are enough, and quicker to compile; all of them are trained in test_train.py.
@@ -84,7 +85,8 @@ def three_steps(data: int, fsdp: int, expert: int = 1, model: M2DINO = MODEL, **
     mesh = make_mesh(data, fsdp, expert)
     with jax.set_mesh(mesh):
         optimizer = make_optimizer(model)
-        state, abstract = create(model, optimizer, config, mesh)
+        make = functools.partial(initial, model, optimizer, config, 0)
+        state, abstract = sharding.build(make, mesh), sharding.abstract(make, mesh)
         if model.mixture is not None:
             state = dataclasses.replace(state, params=perturbed(state.params))
         before = jax.device_get(named(state.params))

@@ -10,12 +10,11 @@ import pytest
 
 from usfm import config as usfm_config
 from usfm.tasks import Task
-from usfm.training import optimizer as optimizers
 from usfm.training import sharding
 from usfm.training.checkpoint import Checkpoints
-from usfm.training.program import make_model
-from usfm.training.state import TrainState, create
-from usfm.training.step import Own, make_step
+from usfm.training.program import make_program
+from usfm.training.state import TrainState
+from usfm.training.step import Own
 
 TASKS = (
     Task("cls2", "classification", num_classes=2),
@@ -52,20 +51,20 @@ def start(**fields) -> tuple[Take, TrainState, TrainState]:
     """The step of a run, its initial state, and the shapes of that."""
     config = usfm_config.debug(usfm_config.base())
     config.update_from_flattened_dict(
-        {"optimizer.warmup": 0.0, "model.decoder_width.classification": 24} | fields
+        {"train.steps": 100, "optimizer.warmup": 0.0, "model.decoder_width.classification": 24}
+        | fields
     )
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "expert": 1}, jax.devices()[:1])
-    model = make_model(config, TASKS)
-    optimizer = optimizers.make(config.optimizer, 100, model.layers)
+    own = Own(np.uint32(config.train.seed))
     with jax.set_mesh(mesh):
-        state, abstract = create(model, optimizer, config, mesh)
-        step = make_step(model, {"classification": 2}, optimizer, config, abstract)
+        program = make_program(config, TASKS, {"classification": 2}, mesh)
+        state = program.start(own.seed)
 
     def in_mesh(state: TrainState, batch: Any) -> Any:
         with jax.set_mesh(mesh):
-            return step(state, sharding.place_batch(batch, mesh), Own(np.uint32(config.train.seed)))
+            return program.step(state, sharding.place_batch(batch, mesh), own)
 
-    return in_mesh, state, abstract
+    return in_mesh, state, program.abstract
 
 
 @dataclasses.dataclass(frozen=True)

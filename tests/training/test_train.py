@@ -20,7 +20,7 @@ from usfm.models.dinov3 import VARIANTS, DINOv3, Variant
 from usfm.models.functional import init
 from usfm.objectives import losses
 from usfm.tasks import Task
-from usfm.training import sharding
+from usfm.training import inputs, sharding
 from usfm.training import train as train_module
 from usfm.training.checkpoint import Checkpoints, tasks_to_meta
 from usfm.training.logs import Log, NonFiniteError
@@ -30,13 +30,7 @@ from usfm.training.train import EXIT_TERMINATED, train
 BAD = "breast_2cls"
 
 
-@pytest.fixture(autouse=True)
-def _one_device(monkeypatch, quick_compile):
-    """What compiles fast. The mesh that `train` sets is taken back."""
-    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "expert": 1}, jax.devices()[:1])
-    monkeypatch.setattr(sharding, "make_mesh", lambda sizes: mesh)
-    with jax.set_mesh(mesh):
-        yield
+pytestmark = pytest.mark.usefixtures("one_device_mesh")
 
 
 def start(config, workdir):
@@ -173,11 +167,11 @@ def test_the_stream_and_the_step_agree_on_the_mix_of_tasks(
     class Ready(Exception):
         """All is there that the step is made of; compiling it would show no more."""
 
-    def stop(config, workdir, tasks, slots, own, mesh, batches):
-        raise Ready(slots, [batches[step]["task"] for step in range(4)])
+    def stop(config, workdir, tasks, run_inputs, own, mesh):
+        raise Ready(run_inputs.slots, [run_inputs.batches[step]["task"] for step in range(4)])
 
     rows = {"breast_2cls": np.arange(8), "breast_lesion": np.arange(10), "lung_2cls": np.arange(2)}
-    monkeypatch.setattr(train_module, "training_rows", lambda *_: rows)
+    monkeypatch.setattr(inputs, "training_rows", lambda *_: rows)
     monkeypatch.setattr(train_module, "_with_steps", stop)
     fields = {"tasks": ",".join(rows), "train.slots": 10, "data.temperature": temperature}
     with pytest.raises(Ready) as ready:

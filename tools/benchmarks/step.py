@@ -12,11 +12,9 @@ from usfm import config as usfm_config
 from usfm.data.phantoms.catalogue import PHANTOMS
 from usfm.data.slots import slots_per_type, type_slices
 from usfm.tasks import Task
-from usfm.training import optimizer as optimizers
 from usfm.training import sharding
-from usfm.training.program import make_model
-from usfm.training.state import create
-from usfm.training.step import Own, make_step
+from usfm.training.program import make_program
+from usfm.training.step import Own
 
 STEPS = 5  # of a round
 
@@ -63,17 +61,15 @@ def _stepper(
     """A function that makes STEPS training steps and waits for them."""
     config = config.copy_and_resolve_references()
     config.multitask.method = method
-    model = make_model(config, tasks)
-    optimizer = optimizers.make(config.optimizer, config.train.steps, model.layers)
-    state, abstract = create(model, optimizer, config, mesh)
     slots = slots_per_type(tasks, None, config.train.slots)
+    program = make_program(config, tasks, slots, mesh)
     own = Own(np.uint32(config.train.seed))
-    make = make_step(model, slots, optimizer, config, abstract)
+    state = program.start(own.seed)
 
     def run() -> None:
         nonlocal state
         for _ in range(STEPS):
-            state, _ = make(state, batch, own)
+            state, _ = program.step(state, batch, own)
         jax.block_until_ready(state)
 
     return run

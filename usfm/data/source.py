@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from ml_collections import ConfigDict
 
+from usfm.data import builder
 from usfm.data.folder import Folder, Row, read_folder
 from usfm.data.splits import (
     DEFAULT_PATTERNS,
@@ -20,6 +21,7 @@ from usfm.data.splits import (
     read_splits,
     write_splits,
 )
+from usfm.data.store import Store
 from usfm.tasks.fm_uia import check_overrides
 
 
@@ -73,6 +75,12 @@ def open_splits(config: ConfigDict, folder: Folder, workdir: pathlib.Path | None
             say(f"warning: {gap}")
         write_splits(workdir / "splits.csv", splits, folder)
     return splits
+
+
+def open_store(config: ConfigDict, folder: Folder) -> Store:
+    """The images and labels of a folder as training reads them; built on first use."""
+    size = (config.data.image_size, config.data.image_size)
+    return builder.open_store(folder, size, config.data.channels, cache_dir(config))
 
 
 def rows_in(folder: Folder, splits: Splits, part: str) -> dict[str, list[Row]]:

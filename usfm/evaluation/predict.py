@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
 
 from usfm.data.augment import normalise
 from usfm.data.folder import Folder, Row
@@ -88,6 +89,19 @@ class Predictor:
                 of_rows = [{k: v[i] for k, v in outputs.items()} for i in range(len(chunk))]
                 answers = pool.map(functools.partial(answer, task), chunk, of_rows)
                 yield from zip(chunk, answers, strict=True)
+
+
+def make_predictor(
+    config: ConfigDict,
+    programs: Mapping[str, Program],
+    tasks: tuple[Task, ...],
+    params: Any,
+    mesh: Mesh,
+) -> Predictor:
+    """A predictor of images as a config has them; the rest as Predictor takes it."""
+    size = (config.data.image_size, config.data.image_size)
+    batch_size = config.evaluate.batch_size
+    return Predictor(programs, tasks, params, mesh, size, config.data.channels, batch_size)
 
 
 def programs_of(model: M2DINO, mesh: Mesh) -> dict[str, Program]:

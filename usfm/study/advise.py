@@ -23,7 +23,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from usfm.errors import UserError
-from usfm.study.affinity import affinity
+from usfm.study.affinity import Affinity, affinity
 from usfm.study.calibration import Measured, Predictor, calibrated, fit_measured
 from usfm.study.cells import ADVISED
 from usfm.study.grouping import Grouping, Scores, find, gains, labels_of, parts_of, scores, shrink
@@ -70,6 +70,7 @@ class Advice:
 
     Attributes:
         tasks: sorted by id.
+        affinity: of their preconditioned gradients, levelled, over all records.
         lines: one a task, in their order.
         grouping: the best partition, before any task was set aside for lack of evidence.
         steps: recorded, of all seeds.
@@ -82,6 +83,7 @@ class Advice:
     """
 
     tasks: tuple[Task, ...]
+    affinity: Affinity = dataclasses.field(repr=False, compare=False)
     lines: tuple[TaskAdvice, ...]
     grouping: Grouping
     steps: int
@@ -162,7 +164,7 @@ def advise(
     )
     steps = len(record["step"])
     return Advice(
-        tasks, lines, grouping, steps, len(records), again.steps, training_rows, predictor
+        tasks, mean, lines, grouping, steps, len(records), again.steps, training_rows, predictor
     )
 
 

@@ -75,6 +75,7 @@ class Study:
         partitions: name of a plan -> fraction -> the tasks trained together. ADVISED is absent
             until the cells that it is found from are trained.
         training_rows: fraction -> task id -> number of rows that are trained on.
+        finds: ADVISED is found from what the runs of all tasks record, and not given.
     """
 
     tasks: tuple[Task, ...]
@@ -84,6 +85,21 @@ class Study:
     models: tuple[str, ...]
     partitions: Mapping[str, Mapping[float, Plan]]
     training_rows: Mapping[float, Mapping[str, int]]
+    finds: bool = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether ADVISED is still to be found."""
+        return self.finds and ADVISED not in self.partitions
+
+    def records(self, cell: Cell) -> bool:
+        """Whether ADVISED is found from what this cell records."""
+        first = (self.methods[0], self.models[0])
+        return self.finds and self.of_all(cell) and (cell.method, cell.model) == first
+
+    def of_all(self, cell: Cell) -> bool:
+        """Whether a cell trains all tasks together."""
+        return len(cell.tasks) == len(self.tasks)
 
     @property
     def arms(self) -> tuple[Arm, ...]:
@@ -168,10 +184,16 @@ def read(workdir: pathlib.Path) -> Study:
             for name, by_fraction in content["partitions"].items()
         },
         training_rows={float(f): rows for f, rows in content["training_rows"].items()},
+        finds=content["finds"],
     )
+
+
+def place(workdir: pathlib.Path, cell: Cell) -> pathlib.Path:
+    """Where a cell of the study in a workdir is trained."""
+    return workdir / "cells" / cell.name
 
 
 def workdirs(study: Study, workdir: pathlib.Path) -> Iterator[tuple[Cell, pathlib.Path]]:
     """All cells and where they are trained."""
     for cell in study.cells():
-        yield cell, workdir / "cells" / cell.name
+        yield cell, place(workdir, cell)

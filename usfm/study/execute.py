@@ -6,7 +6,7 @@ import pathlib
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import tqdm
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ from usfm.data.source import cache_dir, say
 from usfm.errors import UserError
 from usfm.evaluation.files import write_atomically
 from usfm.study import worker
-from usfm.study.cells import Cell, Study
+from usfm.study.cells import Cell, Study, place
 
 LOG = "cells.jsonl"
 ATTEMPTS = 2
@@ -40,23 +40,19 @@ def execute(
     Returns:
         The cells that failed twice.
     """
-    places = {cell.name: workdir / "cells" / cell.name for cell in wanted}
-    done = sum(worker.done(place) for place in places.values())
+    done = sum(worker.done(place(workdir, cell)) for cell in wanted)
     terminal = sys.stderr.isatty()
     bar = tqdm.tqdm(total=len(wanted), initial=done, unit="cell", disable=not terminal)
     with bar, (workdir / LOG).open("a") as log:
         for attempt in range(1, ATTEMPTS + 1):
-            left = [cell for cell in wanted if not worker.done(places[cell.name])]
+            left = [cell for cell in wanted if not worker.done(place(workdir, cell))]
             for cell in left:
-                (places[cell.name] / worker.STATUS).unlink(missing_ok=True)
-
-            def note(cell: Cell, attempt: int = attempt, left: list[Cell] = left) -> None:
-                nonlocal done
+                (place(workdir, cell) / worker.STATUS).unlink(missing_ok=True)
+            for cell in _ended(study, workdir, left, start, processes):
                 died = {"status": "failed", "error": "its process died"}
-                result = worker.status(places[cell.name]) or died
+                result = worker.status(place(workdir, cell)) or died
                 log.write(json.dumps({"cell": cell.name, "attempt": attempt} | result) + "\n")
                 log.flush()
-                left.remove(cell)
                 if result["status"] == "done":
                     done += 1
                     bar.update()
@@ -66,23 +62,30 @@ def execute(
                     say(f"{cell.name} failed and is tried again later: see {workdir / LOG}")
                 else:
                     say(f"{cell.name} failed again and is left out: see {workdir / LOG}")
+    return [cell for cell in wanted if not worker.done(place(workdir, cell))]
 
-            while left:
-                shares = _shares(study, left, processes)
-                running = [
-                    start(number, [cell.name for cell in share])
-                    for number, share in enumerate(shares)
-                ]
-                at_work = True
-                while at_work:
-                    at_work = any(is_running() for is_running in running)
-                    for cell in [cell for cell in left if worker.status(places[cell.name])]:
-                        note(cell)
-                    time.sleep(POLL if at_work else 0)
-                for share in shares:  # a process that died did so at the first that it left
-                    for cell in [cell for cell in share if cell in left][:1]:
-                        note(cell)
-    return [cell for cell in wanted if not worker.done(places[cell.name])]
+
+def _ended(
+    study: Study, workdir: pathlib.Path, cells: Sequence[Cell], start: Executor, processes: int
+) -> Iterator[Cell]:
+    """Cells as they end, well or not, each once; processes are started until none is left."""
+    left = list(cells)
+    while left:
+        shares = _shares(study, left, processes)
+        running = [
+            start(number, [cell.name for cell in share]) for number, share in enumerate(shares)
+        ]
+        at_work = True
+        while at_work:
+            at_work = any(is_running() for is_running in running)
+            for cell in [cell for cell in left if worker.status(place(workdir, cell))]:
+                left.remove(cell)
+                yield cell
+            time.sleep(POLL if at_work else 0)
+        for share in shares:  # a process that died did so at the first that it left
+            for cell in [cell for cell in share if cell in left][:1]:
+                left.remove(cell)
+                yield cell
 
 
 def _shares(study: Study, cells: Sequence[Cell], processes: int) -> list[list[Cell]]:

@@ -48,10 +48,11 @@ def plan(config: ConfigDict, folder: Folder, splits: Splits) -> Study:
     own = partitions(given.partitions, folder.tasks)
     names = dict.fromkeys((TASK_SPECIFIC, *given.plans))
     known = {*_KNOWN, *own, ADVISED}
+    finds = ADVISED in names and ADVISED not in own
     for name in names:
         if name not in known:
             raise UserError(f"study.plans: there is no plan {name!r}; {suggest(name, known)}")
-    if ADVISED in names and ADVISED not in own and ALL_TASK not in names:
+    if finds and ALL_TASK not in names:
         raise UserError(
             f"study.plans: '{ADVISED}' is found from what '{ALL_TASK}' records: add '{ALL_TASK}'"
         )
@@ -65,25 +66,9 @@ def plan(config: ConfigDict, folder: Folder, splits: Splits) -> Study:
         models=tuple(given.models) or (config.model.variant,),
         partitions={name: dict.fromkeys(fractions, plan) for name, plan in made.items()},
         training_rows={
-            fraction: {id: len(rows) for id, rows in _rows(config, folder, splits, fraction)}
-            for fraction in fractions
+            fraction: _counts(config, folder, splits, fraction) for fraction in fractions
         },
-    )
-
-
-def is_open(config: ConfigDict, study: Study) -> bool:
-    """Whether a plan is still to be found from recorded runs."""
-    return ADVISED in config.study.plans and ADVISED not in study.partitions
-
-
-def records(config: ConfigDict, study: Study, cell: Cell) -> bool:
-    """Whether a plan is found from what this cell records."""
-    own = partitions(config.study.partitions, study.tasks)
-    return (
-        ADVISED in config.study.plans
-        and ADVISED not in own
-        and len(cell.tasks) == len(study.tasks)
-        and (cell.method, cell.model) == (study.methods[0], study.models[0])
+        finds=finds,
     )
 
 
@@ -92,7 +77,7 @@ def config_of(
 ) -> ConfigDict:
     """The config of a cell: an ordinary run's."""
     config = config.copy_and_resolve_references()
-    slots_per_task, recorded = config.study.slots_per_task, records(config, study, cell)
+    slots_per_task = config.study.slots_per_task
     with config.unlocked():
         del config.study
     config.tasks = ",".join(f"task:{id}" for id in cell.tasks)
@@ -101,7 +86,7 @@ def config_of(
     config.train.seed = cell.seed
     if slots_per_task:
         config.train.slots = slots_per_task * len(cell.tasks)
-    config.multitask.update(method=cell.method, record=recorded)
+    config.multitask.update(method=cell.method, record=study.records(cell))
     return config
 
 
@@ -152,7 +137,8 @@ def describe(study: Study, seconds: Mapping[str, float], steps: int) -> str:
     return "\n".join(lines)
 
 
-def _rows(config: ConfigDict, folder: Folder, splits: Splits, fraction: float):
+def _counts(config: ConfigDict, folder: Folder, splits: Splits, fraction: float) -> dict[str, int]:
+    """Training rows of each task at a fraction."""
     data = config.data.copy_and_resolve_references()
     data.fraction = fraction
-    return training_rows(folder, splits, data).items()
+    return {id: len(rows) for id, rows in training_rows(folder, splits, data).items()}

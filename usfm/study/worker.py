@@ -17,27 +17,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from usfm import config as usfm_config
-from usfm.data.builder import open_store
 from usfm.data.folder import Folder
-from usfm.data.pipeline import slot_batches
 from usfm.data.slots import slots_per_type
-from usfm.data.source import cache_dir, open_folder, open_splits, rows_in, say, training_rows
+from usfm.data.source import open_folder, open_splits, open_store, rows_in, say
 from usfm.data.splits import Splits
 from usfm.data.store import Store
 from usfm.evaluation import evaluate
 from usfm.evaluation.files import write_atomically
-from usfm.evaluation.predict import Predictor, programs_of
+from usfm.evaluation.predict import make_predictor, programs_of
 from usfm.models.functional import Params
 from usfm.study import cells
-from usfm.study.cells import Cell, Study
+from usfm.study.cells import Cell, Study, place
 from usfm.study.plan import config_of
 from usfm.training import sharding
+from usfm.training.inputs import inputs_of
 from usfm.training.program import Program, make_program
-from usfm.training.step import Own
 from usfm.training.together import train_together
 from usfm.training.train import train
 
@@ -46,21 +43,25 @@ PROBED = 5  # steps
 
 
 @dataclasses.dataclass(frozen=True)
-class _Data:
-    """What all cells share."""
+class _Opened:
+    """A planned study, and the data that all of its cells share."""
 
+    workdir: pathlib.Path
+    config: ConfigDict
+    study: Study
     folder: Folder
     splits: Splits
     store: Store
 
-    def of(self, tasks: Sequence[str]) -> Folder:
-        """The folder with these tasks alone."""
-        folder = self.folder
-        return dataclasses.replace(
-            folder,
-            tasks=tuple(task for task in folder.tasks if task.id in tasks),
-            rows={id: folder.rows[id] for id in tasks},
+    def run_of(self, cell: Cell) -> tuple[ConfigDict, pathlib.Path, Folder]:
+        """The config, the workdir and the folder of a cell's run."""
+        config = config_of(self.config, self.study, cell, self.workdir / "splits.csv")
+        folder = dataclasses.replace(
+            self.folder,
+            tasks=tuple(task for task in self.folder.tasks if task.id in cell.tasks),
+            rows={id: self.folder.rows[id] for id in cell.tasks},
         )
+        return config, place(self.workdir, cell), folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,15 +79,15 @@ def run_cells(workdir: pathlib.Path, names: Sequence[str]) -> None:
         workdir: of the study, planned.
         names: of cells; those that are done are passed over.
     """
-    config, study, data = _opened(workdir)
-    by_name = {cell.name: cell for cell in study.cells()}
-    left = [by_name[name] for name in names if not done(workdir / "cells" / name)]
-    for _, of_shape in itertools.groupby(left, key=study.shape):
+    opened = _open(workdir)
+    by_name = {cell.name: cell for cell in opened.study.cells()}
+    left = [by_name[name] for name in names if not done(place(workdir, by_name[name]))]
+    for _, of_shape in itertools.groupby(left, key=opened.study.shape):
         shared: list[_Programs] = []
-        for together in _in_packs(list(of_shape), config.study.pack):
-            _train_together(config, study, together, data, workdir, shared)
+        for together in _in_packs(list(of_shape), opened.config.study.pack):
+            _train_together(opened, together, shared)
             for cell in together:
-                _leave_status(config, study, cell, data, workdir, shared)
+                _leave_status(opened, cell, shared)
         jax.clear_caches()
 
 
@@ -103,79 +104,62 @@ def status(workdir: pathlib.Path) -> dict[str, Any]:
 
 def probe(workdir: pathlib.Path) -> dict[str, float]:
     """Seconds of a step of one task, by type, at the config's examples a slot."""
-    config, study, data = _opened(workdir)
-    seconds = {}
+    opened = _open(workdir)
+    study, seconds = opened.study, {}
     for task in study.tasks:
         if task.type in seconds:
             continue
         cell = Cell((task.id,), study.fractions[-1], study.seeds[0], "sum", study.models[0])
-        of_cell = config_of(config, study, cell, workdir / "splits.csv")
-        folder = data.of(cell.tasks)
-        mesh = sharding.make_mesh(of_cell.mesh)
-        jax.set_mesh(mesh)
-        program = make_program(
-            of_cell, folder.tasks, slots_per_type(folder.tasks, None, of_cell.train.slots), mesh
-        )
-        batch = slot_batches(
-            data.store,
-            folder.tasks,
-            training_rows(folder, data.splits, of_cell.data),
-            slots=of_cell.train.slots,
-            examples_per_slot=of_cell.train.examples_per_slot,
-            seed=0,
-        )[0]
-        assert batch is not None
-        own = Own(np.uint32(0), np.ones((1, max(task.num_classes, 1)), np.float32))
-        state, times = program.start(own.seed), []
+        config, _, folder = opened.run_of(cell)
+        inputs = inputs_of(config, folder, opened.splits, opened.store)
+        mesh = _on_mesh(config)
+        program = make_program(config, folder.tasks, inputs.slots, mesh)
+        batch = inputs.batches[0]
+        assert batch is not None  # grain allows for filters, and there is none
+        state, times = program.start(inputs.own.seed), []
         for _ in range(PROBED):
             began = time.perf_counter()
-            state, _ = program.step(state, sharding.place_batch(batch, mesh), own)
+            state, _ = program.step(state, sharding.place_batch(batch, mesh), inputs.own)
             jax.block_until_ready(state)
             times.append(time.perf_counter() - began)
         seconds[task.type] = min(times)
     return seconds
 
 
-def _opened(workdir: pathlib.Path) -> tuple[ConfigDict, Study, _Data]:
+def _open(workdir: pathlib.Path) -> _Opened:
     config, study = usfm_config.read(workdir / "config.json"), cells.read(workdir)
     config.data.splits_file = str(workdir / "splits.csv")
     folder = open_folder(config, workdir)
-    size = (config.data.image_size, config.data.image_size)
-    store = open_store(folder, size, config.data.channels, cache_dir(config))
-    return config, study, _Data(folder, open_splits(config, folder), store)
+    splits, store = open_splits(config, folder), open_store(config, folder)
+    return _Opened(workdir, config, study, folder, splits, store)
+
+
+def _on_mesh(config: ConfigDict) -> jax.sharding.Mesh:
+    mesh = sharding.make_mesh(config.mesh)
+    jax.set_mesh(mesh)
+    return mesh
 
 
 def _in_packs(cells: list[Cell], size: int) -> list[list[Cell]]:
     return [cells[start : start + size] for start in range(0, len(cells), size)]
 
 
-def _train_together(
-    config: ConfigDict,
-    study: Study,
-    together: Sequence[Cell],
-    data: _Data,
-    workdir: pathlib.Path,
-    shared: list[_Programs],
-) -> None:
+def _train_together(opened: _Opened, together: Sequence[Cell], shared: list[_Programs]) -> None:
     """Trains those of a pack that have not begun, stacked; who fails so is trained alone later."""
-    new = [
-        cell for cell in together if not (workdir / "cells" / cell.name / "checkpoints").exists()
-    ]
+    runs = [opened.run_of(cell) for cell in together]
+    new = [run for run in runs if not (run[1] / "checkpoints").exists()]
     if len(new) < 2:
         return
-    configs = [config_of(config, study, cell, workdir / "splits.csv") for cell in new]
-    folders = [data.of(cell.tasks) for cell in new]
-    places = [workdir / "cells" / cell.name for cell in new]
+    configs, workdirs, folders = zip(*new, strict=True)
     try:
-        for of_cell, place in zip(configs, places, strict=True):
-            place.mkdir(parents=True, exist_ok=True)
-            usfm_config.check(of_cell)
-            usfm_config.check_resumable(of_cell, place)
-        mesh = sharding.make_mesh(configs[0].mesh)
-        jax.set_mesh(mesh)
+        for config, workdir in zip(configs, workdirs, strict=True):
+            usfm_config.begin(config, workdir)
         slots = slots_per_type(folders[0].tasks, None, configs[0].train.slots)
+        mesh = _on_mesh(configs[0])
         program = _programs(shared, configs[0], folders[0].tasks, slots, mesh).train
-        train_together(configs, places, folders, data.splits, store=data.store, program=program)
+        train_together(
+            configs, workdirs, folders, opened.splits, store=opened.store, program=program
+        )
     except Exception:
         say(traceback.format_exc() + f"{len(new)} cells fail together: they are trained alone")
 
@@ -188,71 +172,55 @@ def _programs(shared: list[_Programs], *arguments: Any) -> _Programs:
     return shared[0]
 
 
-def _leave_status(
-    config: ConfigDict,
-    study: Study,
-    cell: Cell,
-    data: _Data,
-    workdir: pathlib.Path,
-    shared: list[_Programs],
-) -> None:
-    began, own = time.perf_counter(), workdir / "cells" / cell.name
-    own.mkdir(parents=True, exist_ok=True)
+def _leave_status(opened: _Opened, cell: Cell, shared: list[_Programs]) -> None:
+    began, workdir = time.perf_counter(), place(opened.workdir, cell)
+    workdir.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {"status": "done"}
     try:
-        _run(config_of(config, study, cell, workdir / "splits.csv"), cell, data, own, shared)
+        _run(opened, cell, shared)
     except Exception:  # whatever it was, it is told, and the other cells go on
         result = {"status": "failed", "error": traceback.format_exc()}
         say(result["error"])
     result["seconds"] = round(time.perf_counter() - began, 1)
-    write_atomically(own / STATUS, json.dumps(result, indent=2).encode() + b"\n")
+    write_atomically(workdir / STATUS, json.dumps(result, indent=2).encode() + b"\n")
 
 
-def _run(
-    config: ConfigDict, cell: Cell, data: _Data, workdir: pathlib.Path, shared: list[_Programs]
-) -> None:
+def _run(opened: _Opened, cell: Cell, shared: list[_Programs]) -> None:
     """Trains a cell, going on where it was, and scores it."""
-    usfm_config.check(config)
-    usfm_config.check_resumable(config, workdir)
-    folder = data.of(cell.tasks)
+    config, workdir, folder = opened.run_of(cell)
+    usfm_config.begin(config, workdir)
     params = train(
         config,
         workdir,
         folder,
-        data.splits,
-        store=data.store,
+        opened.splits,
+        store=opened.store,
         program_of=lambda *arguments: _programs(shared, *arguments).train,
     )
-    _score(config, folder, data, workdir, shared, params)
+    _score(config, workdir, folder, opened.splits, shared, params)
 
 
 def _score(
     config: ConfigDict,
-    folder: Folder,
-    data: _Data,
     workdir: pathlib.Path,
+    folder: Folder,
+    splits: Splits,
     shared: Sequence[_Programs],
     params: Params,
 ) -> None:
     """Scores a cell on its tasks' rows: evaluation.json, evaluation_rows.csv."""
-    predictor = Predictor(
-        shared[0].answer,
-        folder.tasks,
-        params,
-        jax.sharding.get_mesh(),
-        (config.data.image_size, config.data.image_size),
-        config.data.channels,
-        config.evaluate.batch_size,
+    predictor = make_predictor(
+        config, shared[0].answer, folder.tasks, params, jax.sharding.get_mesh()
     )
-    rows = rows_in(folder, data.splits, config.evaluate.part)
+    rows = rows_in(folder, splits, config.evaluate.part)
     rows = {task_id: of_task for task_id, of_task in rows.items() if of_task}
     result = evaluate.evaluate(
         predictor(folder, rows),
         folder,
         rows,
         trivial={},
-        part_of=data.splits.part,
-        group_of=data.splits.group,
+        part_of=splits.part,
+        group_of=splits.group,
     )
     evaluate.write(result, workdir)
 

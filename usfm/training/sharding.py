@@ -112,6 +112,14 @@ def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Ar
     }
 
 
+def place_everywhere(tree: Any, mesh: Mesh) -> Any:
+    """Host arrays, equal in all processes, whole onto every device of the mesh."""
+    whole = NamedSharding(mesh, P())
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_process_local_data(whole, np.asarray(leaf)), tree
+    )
+
+
 def path_name(path: tuple[Any, ...]) -> str:
     """encoder/blocks/mlp/up/kernel for the path of a leaf."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -1,17 +1,14 @@
 """All that a run carries from step to step, and all that a checkpoint holds."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from usfm.models.m2dino import M2DINO
-from usfm.training import sharding
 from usfm.training.freeze import Params, frozen, merge, split
 from usfm.training.method import weighting_of
 from usfm.training.names import Layers
@@ -56,14 +53,6 @@ def initial(
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, leaf.dtype), state)
 
 
-def create(
-    model: M2DINO, optimizer: optax.GradientTransformation, config: ConfigDict, mesh: Mesh
-) -> tuple[TrainState, TrainState]:
-    """The initial state of a run, placed on the mesh, and its shapes with their shardings."""
-    make = functools.partial(initial, model, optimizer, config, config.train.seed)
-    return sharding.build(make, mesh), sharding.abstract(make, mesh)
-
-
 def started_from(
     state: TrainState,
     abstract: TrainState,
@@ -74,8 +63,8 @@ def started_from(
     """The initial state of a run, but with a pretrained encoder (and averages that start there).
 
     Args:
-        state: as `create` returns it.
-        abstract: likewise.
+        state: the initial one, as `initial` makes it.
+        abstract: its shapes and shardings.
         encoder: NumPy parameters of the plain encoder, as weights.read returns them.
         model: of the run.
         config: of the run.

@@ -52,7 +52,7 @@ def make_step(
     Args:
         model: whose tasks the batches' `task` indexes.
         slots: slots of each type, in a batch's order.
-        optimizer: as given to state.create.
+        optimizer: as given to state.initial.
         config: the run's, of which train.seed does not matter.
         abstract_state: shapes and shardings of the state.
 

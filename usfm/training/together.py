@@ -6,6 +6,7 @@ learns what it would learn alone.
 
 import contextlib
 import pathlib
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,18 +17,15 @@ from ml_collections import ConfigDict
 
 from usfm import config as usfm_config
 from usfm.data.folder import Folder
-from usfm.data.pipeline import iterate, slot_batches
-from usfm.data.slots import mixing_weights
-from usfm.data.source import class_counts, training_rows
+from usfm.data.pipeline import iterate
 from usfm.data.splits import Splits
 from usfm.data.store import Store
-from usfm.objectives.losses import class_weights
 from usfm.training.checkpoint import Checkpoints, tasks_to_meta
+from usfm.training.inputs import inputs_of
 from usfm.training.logs import Log
 from usfm.training.method import RECORDED
 from usfm.training.program import Program
 from usfm.training.record import Record
-from usfm.training.step import Own
 
 
 def train_together(
@@ -53,19 +51,11 @@ def train_together(
         NonFiniteError: of a run; the others have then not ended either.
     """
     steps = configs[0].train.steps
-    rows = [
-        training_rows(folder, splits, config.data)
+    inputs = [
+        inputs_of(config, folder, splits, store)
         for config, folder in zip(configs, folders, strict=True)
     ]
-    own = _stack(
-        [
-            Own(
-                np.uint32(config.train.seed),
-                class_weights(class_counts(folder, chosen), config.train.class_balance),
-            )
-            for config, folder, chosen in zip(configs, folders, rows, strict=True)
-        ]
-    )
+    own = jax.tree.map(jnp.asarray, _stack([of_run.own for of_run in inputs]))
     stacked = {
         step: jax.jit(jax.vmap(step), donate_argnums=0)
         for step in (program.step, program.recorded_step)
@@ -75,19 +65,10 @@ def train_together(
     del starts
     with contextlib.ExitStack() as stack:
         streams, logs, records, checkpoints = [], [], [], []
-        for config, workdir, folder, chosen in zip(configs, workdirs, folders, rows, strict=True):
+        for config, workdir, folder, of_run in zip(configs, workdirs, folders, inputs, strict=True):
             ids = [task.id for task in folder.tasks]
             usfm_config.write(config, workdir / "config.json")
-            batches = slot_batches(
-                store,
-                folder.tasks,
-                chosen,
-                slots=config.train.slots,
-                examples_per_slot=config.train.examples_per_slot,
-                seed=config.train.seed,
-                weights=mixing_weights(chosen, config.data.temperature),
-            )
-            stream = iterate(batches, 0, config.data.workers)
+            stream = iterate(of_run.batches, 0, config.data.workers)
             stack.callback(stream.close)
             streams.append(stream)
             every, path = config.train.log_every, workdir / "metrics.jsonl"
@@ -97,12 +78,14 @@ def train_together(
                 stack.enter_context(Checkpoints(workdir / "checkpoints", config.checkpoint.keep))
             )
         for done in range(1, steps + 1):
+            began = time.perf_counter()
             batch = _stack([next(stream) for stream in streams])
+            waited = time.perf_counter() - began
             state, metrics = stacked[program.step_at(done)](state, batch, own)
             images = batch["valid"][0].size
             for place, (log, record) in enumerate(zip(logs, records, strict=True)):
                 of_run = _one(metrics, place)
-                log.add(done, of_run, images, 0.0)
+                log.add(done, of_run, images, waited)
                 record.add(done, of_run)
         for place, (log, record) in enumerate(zip(logs, records, strict=True)):
             log.flush()

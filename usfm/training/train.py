@@ -9,28 +9,26 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from usfm import config as usfm_config
-from usfm.data.builder import open_store
 from usfm.data.folder import Folder
-from usfm.data.pipeline import iterate, slot_batches
-from usfm.data.slots import mixing_weights, slot_shares, slots_per_type
-from usfm.data.source import cache_dir, class_counts, say, training_rows
+from usfm.data.pipeline import iterate
+from usfm.data.slots import slot_shares
+from usfm.data.source import open_store, say
 from usfm.data.splits import Splits
 from usfm.data.store import Store
 from usfm.errors import UserError
 from usfm.models import weights
 from usfm.models.dinov3 import VARIANTS
 from usfm.models.functional import Params
-from usfm.objectives.losses import class_weights
 from usfm.tasks import Task
 from usfm.training import sharding
 from usfm.training.checkpoint import Checkpoints, tasks_from_meta, tasks_to_meta
 from usfm.training.freeze import frozen, trained
+from usfm.training.inputs import Inputs, inputs_of
 from usfm.training.logs import Log, NonFiniteError
 from usfm.training.method import RECORDED, weighting_of
 from usfm.training.program import Program, make_program
@@ -103,37 +101,21 @@ def train(
             f"train.slots={config.train.slots} cannot be shared by {sharding.slot_shards(mesh)} "
             "devices (mesh.data x mesh.fsdp): give a multiple"
         )
-    size = (config.data.image_size, config.data.image_size)
-    store = store or open_store(folder, size, config.data.channels, cache_dir(config))
-    rows = training_rows(folder, splits, config.data)
-    mixing = mixing_weights(rows, config.data.temperature)
-    batches = slot_batches(
-        store,
-        folder.tasks,
-        rows,
-        slots=config.train.slots,
-        examples_per_slot=config.train.examples_per_slot,
-        seed=config.train.seed,
-        weights=mixing,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    inputs = inputs_of(config, folder, splits, store or open_store(config, folder))
+    own = sharding.place_everywhere(inputs.own, mesh)
+    if config.data.temperature:
+        shares = slot_shares(folder.tasks, inputs.mixing, inputs.slots).items()
+        say("share of slots: " + ", ".join(f"{task_id} {share:.1%}" for task_id, share in shares))
 
     # ---- Model, step and state ----
-    slots = slots_per_type(folder.tasks, mixing, config.train.slots)
-    if config.data.temperature:
-        shares = slot_shares(folder.tasks, mixing, slots).items()
-        say("share of slots: " + ", ".join(f"{task_id} {share:.1%}" for task_id, share in shares))
     with Checkpoints(workdir / "checkpoints", config.checkpoint.keep) as checkpoints:
         newest = checkpoints.latest()
         if newest is not None:
             _check_tasks(tasks_from_meta(checkpoints.meta(newest)), folder)
         encoder = pretrained(config) if newest is None else None
-        counts = class_weights(class_counts(folder, rows), config.train.class_balance)
-        own = Own(np.uint32(config.train.seed), counts)
-        config = _with_steps(config, workdir, folder.tasks, slots, own, mesh, batches)
+        config = _with_steps(config, workdir, folder.tasks, inputs, own, mesh)
         steps = config.train.steps
-        program = program_of(config, folder.tasks, slots, mesh)
+        program = program_of(config, folder.tasks, inputs.slots, mesh)
         model, abstract, params = program.model, program.abstract, program.abstract.params
         state = program.start(own.seed)
         usfm_config.write(config, workdir / "config.json")
@@ -163,7 +145,7 @@ def train(
             RECORDED,
             start,
         )
-        with log, _terminated() as terminated, _closing(batches, start, config) as stream:
+        with log, _terminated() as terminated, _closing(inputs.batches, start, config) as stream:
             for done in range(start + 1, steps + 1):
                 began = time.perf_counter()
                 batch = next(stream)
@@ -202,10 +184,9 @@ def _with_steps(
     config: ConfigDict,
     workdir: pathlib.Path,
     tasks: tuple[Task, ...],
-    slots: Mapping[str, int],
+    inputs: Inputs,
     own: Own,
     mesh: jax.sharding.Mesh,
-    batches: grain.MapDataset,
 ) -> ConfigDict:
     """Turns train.seconds into train.steps: as before when the run goes on, else by a probe.
 
@@ -220,9 +201,9 @@ def _with_steps(
     began = time.perf_counter()
     # The number of steps only shapes the learning rate, not the program.
     config.train.steps = PROBE_STEPS
-    program = make_program(config, tasks, slots, mesh)
+    program = make_program(config, tasks, inputs.slots, mesh)
     state = program.start(own.seed)
-    batch = batches[0]
+    batch = inputs.batches[0]
     assert batch is not None  # grain allows for filters, and there is none
     copies = _copies(state, PROBE_STEPS + 1)
     seconds = [_timed(program.recorded_step, copy, batch, own, mesh) for copy in copies]
