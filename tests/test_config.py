@@ -45,6 +45,7 @@ def test_debug_makes_any_config_small():
         ("data.on_bad_row", "drop", r"data\.on_bad_row='drop' is not one of error, skip"),
         ("data.workers", -1, r"data\.workers=-1 is outside \[0, inf\]"),
         ("data.fraction", 0.0, r"data\.fraction=0\.0 is outside"),
+        ("train.seed", -1, r"train\.seed=-1 is outside"),
         ("data.fraction", 1.5, r"data\.fraction=1\.5 is outside"),
         ("data.fractions", {"FUGC": 0}, r"data\.fractions\.FUGC=0 is outside \(0, 1\]"),
         ("data.temperature", 0.05, r"data\.temperature=0\.05: give 0 .*, or 0\.1 or more"),
