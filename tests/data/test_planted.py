@@ -206,16 +206,18 @@ def test_the_label_tells_the_target(phantoms, id):
         made, rng = phantom.draw(2, number)
         image, mask = scene.image(made, rng), scene.class_mask(made)
         (rows, columns), (height, width) = np.nonzero(mask), mask.shape
-        bright = image[mask > 0].mean() > np.median(image[(mask == 0) & (image > 0)])
-        looks.append((columns.mean() > width / 2, rows.mean() > height / 2, bright, mask.sum()))
+        apart = np.abs(image[mask > 0] - np.median(image[(mask == 0) & (image > 0)])).mean()
+        looks.append((columns.mean() > width / 2, rows.mean() > height / 2, apart, mask.sum()))
         labels.append(made.label)
     level = dict(zip(ASPECTS, np.array(looks, int).T, strict=True))
+    level["strength"] = level["strength"] > np.median(level["strength"])
     # All combinations are there, so a third each of the targets are small, middling and large.
     level["size"] = level["size"].argsort().argsort() // (len(labels) // ASPECTS["size"])
     sizes = [ASPECTS[aspect] for aspect in phantom.aspects]
     assert math.prod(sizes) == phantom.task.num_classes
     seen = np.ravel_multi_index([level[aspect] for aspect in phantom.aspects], sizes)
-    assert np.mean(seen == labels) > 0.95
+    # Speckle and sheets move one or two targets past the thresholds of so plain a reading.
+    assert np.mean(seen == labels) > 0.9
 
 
 def test_the_side_is_asked_only_where_images_are_not_mirrored():

@@ -18,7 +18,7 @@ from usfm.study.advise import (
     run_advise,
 )
 from usfm.study.affinity import affinity
-from usfm.study.calibration import Measured
+from usfm.study.calibration import Measured, fit
 from usfm.study.describe import describe
 from usfm.study.grouping import labels_of
 from usfm.study.level import level
@@ -223,3 +223,16 @@ def test_records_of_other_tasks_are_told():
     other = {**record, "tasks": np.array([*"abcdefgi"])}
     with pytest.raises(UserError, match=r"records of different tasks: .*; give runs of the same"):
         advise([record, other], TASKS, ROWS)
+
+
+def test_a_fitted_gain_is_the_surer_the_more_was_measured_nearby():
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(400, 3))
+    gain = 0.1 + table @ [0.2, 0.0, -0.1] + rng.normal(0, 0.3, 400)
+    predictor = fit(table, gain)
+    middle, far = np.zeros(3), np.full(3, 10.0)
+    # The standard error of a mean of 400, and of a slope 10 units from the middle in each of three.
+    assert predictor.doubt(middle) == pytest.approx(0.3 / 20, rel=0.2)
+    assert predictor.doubt(far) == pytest.approx(0.3 / 20 * np.sqrt(1 + 300), rel=0.2)
+    assert fit(table[:50], gain[:50]).doubt(middle) > 2 * predictor.doubt(middle)
+    assert abs(predictor(far) - 1.1) < 3 * predictor.doubt(far)

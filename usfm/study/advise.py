@@ -4,8 +4,8 @@ Every stretch of the run counts the same (level). The best partition is searched
 leave of the scores (grouping), again on resampled steps and seeds (stability), and is advised of a
 task where the evidence is enough:
 
-- in a group: at least SURE of the resamples agree about it, and its expected gain is above 0 (and
-  above the error of predicted gains, where gains were measured). Where they agree that the group is
+- in a group: at least SURE of the resamples agree about it, and its expected gain is above 0 (where
+  gains were measured, with a probability of SURE or more). Where they agree that the group is
   good in sum and the task is not expected to gain, it is better alone.
 - alone: at least SURE of the resamples agree, and each recorded partner is known to be of little
   use to it: its effect a step is known to within NEGLIGIBLE of the task's own step, or the upper
@@ -21,10 +21,18 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+from scipy.stats import norm
 
 from usfm.errors import UserError
 from usfm.study.affinity import Affinity, affinity
-from usfm.study.calibration import Measured, Predictor, calibrated, fit_measured
+from usfm.study.calibration import (
+    FEWEST,
+    Measured,
+    Predictor,
+    calibrated,
+    features,
+    fit_measured,
+)
 from usfm.study.cells import ADVISED
 from usfm.study.grouping import Grouping, Scores, find, gains, labels_of, parts_of, scores, shrink
 from usfm.study.level import level
@@ -106,7 +114,8 @@ def advise(
         records: one a seed, as training/record.py reads it.
         tasks: of the runs.
         training_rows: by task id; needed where gains are measured, else only shown.
-        measured: gains of some tasks in some groups, at the same data.
+        measured: gains of some tasks in some groups, at the same data; fewer than FEWEST are
+            not made use of.
 
     Raises:
         UserError: the records are of other tasks.
@@ -123,7 +132,9 @@ def advise(
     mean = affinity(record, preconditioned=True)
     known = scores(mean)
     shrunk = shrink(known.score, known.interval)
-    predictor = fit_measured(shrunk, tasks, training_rows, measured) if measured else None
+    predictor = None
+    if len(measured) >= FEWEST:
+        predictor = fit_measured(shrunk, tasks, training_rows, measured)
 
     def prepare(score: np.ndarray, interval: np.ndarray) -> np.ndarray:
         left = shrink(score, interval)
@@ -135,7 +146,10 @@ def advise(
     again = stability(records, prepare=prepare)
     agreement = again.agreement(labels)
     gain = gains(score, labels)
-    least = predictor.error if predictor else 0.0
+    least = np.zeros(len(ids))
+    if predictor:
+        doubt = predictor.doubt(features(gains(shrunk, labels), tasks, training_rows))
+        least = norm.ppf(SURE) * doubt
     unsure = (agreement < SURE) | (np.diagonal(mean.steps) < LEAST_STEPS)
     verdicts = np.select(
         [unsure, np.bincount(labels)[labels] == 1, gain > least, gain <= 0],

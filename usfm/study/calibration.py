@@ -13,6 +13,7 @@ import numpy as np
 from usfm.study.grouping import gains
 from usfm.tasks import TYPES, Task
 
+FEWEST = 3  # measured gains that can be fitted
 PENALTY = 1.0  # on squared weights of standardised features, beside the sum of squared errors
 
 
@@ -39,15 +40,29 @@ class Predictor:
         weights: float [features].
         intercept: gain where all features are 0.
         error: root mean square of the errors in measured gains that were left out one by one.
+        centre: float [features], their means where gains were measured.
+        covariance: float [features, features] of the weights, as far as they are known.
+        variance: of the mean of the measured gains.
     """
 
     weights: np.ndarray
     intercept: float
     error: float
+    centre: np.ndarray
+    covariance: np.ndarray
+    variance: float
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
         """Gains [...] of features [..., F]."""
         return features @ self.weights + self.intercept
+
+    def doubt(self, features: np.ndarray) -> np.ndarray:
+        """Standard errors [...] of the gains to be expected at features [..., F].
+
+        A single gain strays further, by what its few seeds and rows make of it.
+        """
+        away = features - self.centre
+        return np.sqrt(self.variance + np.einsum("...f,fg,...g->...", away, self.covariance, away))
 
 
 def features(
@@ -74,11 +89,11 @@ def fit(features: np.ndarray, measured: np.ndarray) -> Predictor:
     """Fits gains [N] to features [N, F]: a ridge regression of standardised features.
 
     Raises:
-        ValueError: fewer than three gains, whose error could not be told.
+        ValueError: fewer than FEWEST gains, whose error could not be told.
     """
     count = len(measured)
-    if count < 3:
-        raise ValueError(f"{count} measured gains; three are the least that can be fitted")
+    if count < FEWEST:
+        raise ValueError(f"{count} measured gains; {FEWEST} are the least that can be fitted")
     mean, scale = features.mean(0), features.std(0)
     scale = np.where(scale > 1e-12 * np.abs(features).max(0, initial=1e-300), scale, 1)
     standard = (features - mean) / scale
@@ -87,10 +102,14 @@ def fit(features: np.ndarray, measured: np.ndarray) -> Predictor:
     residuals = measured - measured.mean() - standard @ slopes
     leverage = 1 / count + np.einsum("nf,fg,ng->n", standard, inverse, standard)
     weights = slopes / scale
+    noise = np.sum(residuals**2) / max(count - leverage.sum(), 1)
     return Predictor(
         weights,
         float(measured.mean() - mean @ weights),
         float(np.sqrt(np.mean((residuals / (1 - leverage)) ** 2))),
+        centre=mean,
+        covariance=noise * inverse / np.outer(scale, scale),
+        variance=float(noise / count),
     )
 
 

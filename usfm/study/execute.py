@@ -20,6 +20,7 @@ from usfm.study.cells import Cell, Study, place
 LOG = "cells.jsonl"
 ATTEMPTS = 2
 POLL = 0.5  # seconds
+COMPILING = 3  # takes about as long as training so many tasks for some hundred steps
 
 # (number, names of cells) -> whether the process that trains them is still at work.
 Executor = Callable[[int, Sequence[str]], Callable[[], bool]]
@@ -89,16 +90,20 @@ def _ended(
 
 
 def _shares(study: Study, cells: Sequence[Cell], processes: int) -> list[list[Cell]]:
-    """Deals cells to processes, those of one shape to one; each about the same number of tasks."""
+    """Deals cells to processes, those of one shape to one; each has about the same to do."""
     by_shape: dict[str, list[Cell]] = {}
     for cell in cells:
         by_shape.setdefault(study.shape(cell), []).append(cell)
     shares: list[list[Cell]] = [[] for _ in range(min(processes, len(by_shape)))]
     load = [0] * len(shares)
-    for of_shape in reversed(by_shape.values()):  # the large ones first
+    cost = {
+        shape: COMPILING + sum(len(cell.tasks) * (1 + study.records(cell)) for cell in of_shape)
+        for shape, of_shape in by_shape.items()
+    }
+    for shape in sorted(cost, key=cost.__getitem__, reverse=True):
         least = load.index(min(load))
-        shares[least] += of_shape
-        load[least] += sum(len(cell.tasks) for cell in of_shape)
+        shares[least] += by_shape[shape]
+        load[least] += cost[shape]
     return shares
 
 

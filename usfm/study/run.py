@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -12,14 +13,18 @@ from usfm.errors import UserError
 from usfm.evaluation.experts import read_routing
 from usfm.study import cells
 from usfm.study.advise import advise, recommended
+from usfm.study.calibration import Measured
 from usfm.study.cells import ADVISED, Study
 from usfm.study.execute import LOG, execute, executor, probe
-from usfm.study.plan import describe, plan
+from usfm.study.gains import Gain
+from usfm.study.plan import ALL_TASK, describe, plan
 from usfm.study.report import write_report
 from usfm.study.stability import Record
 from usfm.study.transfer import analyse, write_gains
 from usfm.study.worker import done
 from usfm.training import record
+
+BOUND = 1.0  # of a gain: twice as good, or nothing left
 
 
 def run_study(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -28,8 +33,14 @@ def run_study(config: ConfigDict, workdir: pathlib.Path) -> None:
     say(describe(study, probe(config, workdir), config.train.steps))
     start = executor(config, workdir)
     missing = execute(study, workdir, study.cells(), start, config.study.processes)
+    measured = analyse(study, workdir).gains
     advice = {
-        fraction: advise(list(runs.values()), study.tasks, study.training_rows[fraction])
+        fraction: advise(
+            list(runs.values()),
+            study.tasks,
+            study.training_rows[fraction],
+            measured=_measured(study, measured, fraction),
+        )
         for fraction, runs in recorded_runs(study, workdir).items()
     }
     if study.is_open:
@@ -54,10 +65,26 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Study:
     folder = open_folder(config, workdir)
     splits = open_splits(config, folder, workdir)
     study = plan(config, folder, splits)
+    _check_recorded(study, workdir)
     open_store(config, folder)
     usfm_config.write(config, workdir / "config.json")
     cells.write(study, workdir)
     return study
+
+
+def _check_recorded(study: Study, workdir: pathlib.Path) -> None:
+    """Refuses to look for a plan in runs that were trained before it was asked for."""
+    unrecorded = [
+        str(own)
+        for cell, own in cells.workdirs(study, workdir)
+        if study.records(cell) and done(own) and not (own / "gramians").exists()
+    ]
+    if unrecorded:
+        raise UserError(
+            f"study.plans: '{ADVISED}' is found from what '{ALL_TASK}' records, and these runs "
+            f"were trained without recording: {', '.join(unrecorded)}; delete them to train them "
+            f"again, or leave '{ADVISED}' out"
+        )
 
 
 def recorded_runs(study: Study, workdir: pathlib.Path) -> dict[float, dict[int, Record]]:
@@ -79,6 +106,28 @@ def recorded_runs(study: Study, workdir: pathlib.Path) -> dict[float, dict[int, 
                 f"found from these: see {workdir / LOG}, or leave '{ADVISED}' out of study.plans"
             )
     return {fraction: dict(sorted(runs.items())) for fraction, runs in sorted(found.items())}
+
+
+def _measured(study: Study, gains: Sequence[Gain], fraction: float) -> list[Measured]:
+    """What the plans that were given gained at a fraction, for the fit of predicted gains.
+
+    A task whose own model learned next to nothing can gain many times its metric: BOUND is all
+    that is made of it.
+    """
+    plans = {
+        study.label(arm): arm
+        for arm in study.arms
+        if arm.plan != ADVISED and (arm.method, arm.model) == (study.methods[0], study.models[0])
+    }
+    return [
+        Measured(
+            gain.task,
+            study.cell(plans[gain.arm], fraction, study.seeds[0], gain.task).tasks,
+            float(np.clip(gain.gain, -BOUND, BOUND)),
+        )
+        for gain in gains
+        if gain.fraction == fraction and gain.arm in plans and gain.together
+    ]
 
 
 def routing_of(study: Study, workdir: pathlib.Path) -> np.ndarray | None:

@@ -1,7 +1,7 @@
 """Anatomies: families of images that look alike, for tasks whose relatedness is planted.
 
 An image of an anatomy has four cells, two beside two. A target lies in one of them and two
-companions in two others, in front of a deep wall. Echo, size and place are drawn anew for every
+companions in two others, in front of a deep wall. Strength, size and place are drawn anew for every
 image, for the companions as for the target: only its form tells the target, and which form that is
 has to be learned. Lengths are in mm; x runs to the right of the probe's middle and z down from its
 face.
@@ -20,45 +20,47 @@ from usfm.data.phantoms.shapes import band, below, blob, wave
 DEPTH = 38.0
 SIDES = (-7.5, 7.5)  # x of the cells' middles
 DEPTHS = (10.0, 24.0)  # z of them
-SIZES = (2.6, 3.9, 5.6)  # half the longest axis
+SIZES = (3.0, 4.4, 6.2)  # half the longest axis
 JITTER = 1.2
 PULSE = 0.6  # length, µs: as fine as the pixels and no finer, for that would cost time
 
+STRENGTHS = (0.6, 1.0)  # of the contrast
+
 # What can be asked of a target, and how many answers there are. All combinations are equally
 # frequent. Only the side is another in the mirror.
-ASPECTS = {"side": len(SIDES), "depth": len(DEPTHS), "echo": 2, "size": len(SIZES)}
+ASPECTS = {
+    "side": len(SIDES),
+    "depth": len(DEPTHS),
+    "strength": len(STRENGTHS),
+    "size": len(SIZES),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """What tells one kind of structure from another, whatever its echo, size and place.
+    """What tells one kind of structure from another, whatever its strength, size and place.
 
     Attributes:
+        sign: 1 where it is brighter than the tissue, -1 where it is darker.
         flat: its height / its width.
-        lobes: round its edge.
-        swell: of the lobes, as a share of the radius.
         core: size of a middle of the opposite echo, as a share of the whole; 0 for none.
-        rim: specular echo of its edge, dB.
-        attenuation: dB/(cm MHz); far from that of tissue, 0.5, it leaves a shadow or a bright tail.
     """
 
+    sign: int
     flat: float = 0.9
-    lobes: int = 0
-    swell: float = 0.0
     core: float = 0.0
-    rim: float | None = None
-    attenuation: float = 0.5
 
 
+# A small model has to learn them from a thousand images of 64 pixels: so they are few and plain.
 FORMS = (
-    Form(),
-    Form(flat=0.4),
-    Form(flat=2.4),
-    Form(lobes=3, swell=0.3),
-    Form(lobes=6, swell=0.35),
-    Form(core=0.6),
-    Form(lobes=2, swell=0.6),
-    Form(rim=22.0, attenuation=2.2),
+    Form(1),
+    Form(-1),
+    Form(1, flat=0.35),
+    Form(-1, flat=0.35),
+    Form(1, flat=2.8),
+    Form(-1, flat=2.8),
+    Form(1, core=0.6),
+    Form(-1, core=0.6),
 )
 
 
@@ -133,17 +135,17 @@ def draw_scene(
     cell = levels["side"], levels["depth"]
     free = [(i, k) for i in (0, 1) for k in (0, 1) if (i, k) != cell]
     cells = [cell, *(free[k] for k in rng.permutation(3)[:2])]
-    looks = [(levels["echo"], levels["size"])]
+    looks = [(levels["strength"], levels["size"])]
     looks += [(int(patient.integers(2)), int(patient.integers(len(SIZES)))) for _ in (1, 2)]
     parts = [Part(band(wave(rng, z, 0.6, 40), 0.6), FASCIA, rim=10) for z in anatomy.sheets]
     wall = below(wave(rng, 33.0, 0.6, 40))
     parts.append(Part(wall, anatomy.wall, label=4 if num_classes > 4 else None, rim=14))
     points = []
-    for k, (form, (side, depth), (echo, size)) in enumerate(
+    for k, (form, (side, depth), (strength, size)) in enumerate(
         zip(anatomy.forms, cells, looks, strict=True)
     ):
         middle = SIDES[side] + rng.uniform(-JITTER, JITTER), DEPTHS[depth] + rng.uniform(-1, 1)
-        above = (contrast + rng.uniform(-1, 1)) * (1 if echo else -1)
+        above = form.sign * (contrast * STRENGTHS[strength] + rng.uniform(-1, 1))
         axis, angle = SIZES[size] * rng.uniform(0.92, 1.08), rng.uniform(-0.35, 0.35)
         label = k + 1 if k + 1 < num_classes else None
         parts += _structure(form, middle, axis, angle, tissue.echo, above, label)
@@ -170,8 +172,7 @@ def _draw_probe(rng: np.random.Generator) -> Probe:
 
 def _half_axes(form: Form, axis: float) -> tuple[float, float]:
     """Half the width and half the height of a structure that reaches `axis` mm at most."""
-    reach = axis / (1 + form.swell)
-    return reach * min(1.0, 1 / form.flat), reach * min(1.0, form.flat)
+    return axis * min(1.0, 1 / form.flat), axis * min(1.0, form.flat)
 
 
 def _structure(
@@ -185,12 +186,10 @@ def _structure(
 ) -> list[Part]:
     """The parts of a structure whose echo lies `above` dB above that of the tissue."""
     a, b = _half_axes(form, axis)
-    lobes = [(form.lobes, form.swell, 0.0)] if form.lobes else []
-    fill = Medium(tissue + above, form.attenuation)
-    parts = [Part(blob(*middle, a, b, angle, lobes), fill, label, form.rim)]
+    parts = [Part(blob(*middle, a, b, angle), Medium(tissue + above), label)]
     if form.core:
         core = blob(*middle, a * form.core, b * form.core, angle)
-        parts.append(Part(core, Medium(tissue - above, form.attenuation)))
+        parts.append(Part(core, Medium(tissue - above)))
     return parts
 
 
@@ -199,6 +198,6 @@ def _ends(
 ) -> list[tuple[float, float]]:
     """Where the axis that is level at angle 0 leaves a structure, on the left and the right."""
     a, _ = _half_axes(form, axis)
-    left, right = -a * (1 + form.swell * (-1) ** form.lobes), a * (1 + form.swell)
-    cos, sin = math.cos(angle), math.sin(angle)
-    return [(middle[0] + reach * cos, middle[1] + reach * sin) for reach in (left, right)]
+    along, down = a * math.cos(angle), a * math.sin(angle)
+    x, z = middle
+    return [(x - along, z - down), (x + along, z + down)]
