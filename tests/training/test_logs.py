@@ -158,3 +158,13 @@ def test_routing_is_a_mean_over_the_steps_with_the_task(tmp_path):
     assert last["routing/first"] == [0.25, 0.75]
     assert "routing/second" not in last  # absent from both steps of the line
     assert last["dropped"] == pytest.approx(0.25)
+
+
+def test_conflicts_are_told_of_the_steps_that_were_recorded(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    recorded = {"gramian": np.array([[1, -1], [-1, 1]], np.float32)}
+    with make(path, every=3, steps=6) as log:
+        for step in range(1, 7):
+            log.add(step, metrics([1, 1]) | (recorded if step == 4 else {}), images=8, waited=0.0)
+        log.flush()
+    assert [line.get("conflicts") for line in lines_of(path)] == [None, None, 1.0]

@@ -178,9 +178,12 @@ class Log:
                 )
                 if seen
             }
-        if "gramian" in window[0].metrics:
-            both = present[:, :, None] & present[:, None, :]
-            total = np.where(both, [step.metrics["gramian"] for step in window], 0).sum(0)
+        # A method that has no use for it makes it only in the steps that are recorded.
+        seen = np.array(["gramian" in step.metrics for step in window])
+        if seen.any():
+            both = present[seen, :, None] & present[seen, None, :]
+            gramians = [step.metrics["gramian"] for step in window if "gramian" in step.metrics]
+            total = np.where(both, gramians, 0).sum(0)
             pairs = np.triu(both.any(0), 1)
             line["conflicts"] = round(float((total < 0)[pairs].mean()), 4) if pairs.any() else 0.0
         return line
