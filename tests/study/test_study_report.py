@@ -13,6 +13,7 @@ import pytest
 from usfm.study import plan as study_plan
 from usfm.study.advise import ALONE, CLINICAL, UNKNOWN, Advice, TaskAdvice, recommended
 from usfm.study.affinity import Affinity
+from usfm.study.agreement import Agreement
 from usfm.study.break_even import BreakEven, break_evens
 from usfm.study.cells import Study
 from usfm.study.claims import claims
@@ -167,12 +168,16 @@ def analysis(study):
     return analysis_of(make_gains(study), ["lung at 25 %: seed 2 was stopped"])
 
 
-def write(workdir, study, analysis, affinities=(), advice=(), routing=None):
+UNPREDICTED = Agreement(0, math.nan, math.nan)
+
+
+def write(workdir, study, analysis, affinities=(), advice=(), routing=None, agreement=UNPREDICTED):
     write_report(
         workdir,
         study,
         analysis,
         affinities=dict(affinities),
+        agreement=agreement,
         advice=dict(advice),
         routing=routing,
     )
@@ -183,6 +188,7 @@ def everything(study):
     return {
         "affinities": dict.fromkeys(study.fractions, make_affinity(study.tasks)),
         "advice": dict.fromkeys(study.fractions, make_advice(study)),
+        "agreement": Agreement(40, -0.31, 0.9),
         "routing": np.full((len(study.tasks), 4), 0.25),
     }
 
@@ -206,6 +212,7 @@ def test_page_says_what_was_found(workdir, study, analysis):
         assert claim.evidence in page.sections["Claims of the paper"]
     for section in ("Gain of each task", "Who helps whom", "Routing", "All gains"):
         assert all(task.id in page.sections[section] for task in study.tasks)
+    assert "rank alike by −0.31 (Spearman); a perfect" in page.sections["Who helps whom"]
     assert f"{len(analysis.gains)} gains" in page.sections["All gains"]
     assert "seed 2 was stopped" in page.sections["What is missing"]
     assert "Whom to train tip with, at 25 % of the data" in page.sections["What cannot be said"]

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from usfm.evaluation.evaluate import ROW_FIELDS
+from usfm.study.affinity import Affinity
+from usfm.study.agreement import agreement
 from usfm.study.cells import Study, workdirs
 from usfm.study.gains import GAIN, HARM, NO_CALL
+from usfm.study.scores import read_scores
 from usfm.study.transfer import COLUMNS, analyse, write_gains
 from usfm.tasks import Task
 from usfm.tasks.plans import all_task, clinically_grouped, task_specific
@@ -141,3 +144,25 @@ def test_the_same_study_gives_the_same_bytes(workdir):
     rows = [dict(zip(header, line, strict=True)) for line in lines]
     (alone, _) = (r for r in rows if r["arm"] != "all_task" and r["task"] == "thyroid_det")
     assert (alone["gain"], alone["p"], alone["p_holm"]) == ("0", "1", "")
+
+
+def affinity_of(helps):
+    """Affinities of a run in which every partner does for a task what `helps` says."""
+    square = np.ones((len(TASKS), len(TASKS)))
+    ahead = square * [helps[task.group] for task in TASKS]
+    ids = tuple(task.id for task in TASKS)
+    return Affinity(ids, 100 * square, ahead, square, np.ones(len(TASKS)), square, ahead, square)
+
+
+def test_predicted_gains_are_held_against_measured_ones_and_these_against_themselves(workdir):
+    scores = read_scores(STUDY, workdir)
+    right = dict.fromkeys(FRACTIONS, affinity_of({"breast": 1, "heart": -1, "thyroid": 0}))
+    wrong = dict.fromkeys(FRACTIONS, affinity_of({"breast": -1, "heart": 1, "thyroid": 0}))
+    found, opposite = agreement(STUDY, scores, right), agreement(STUDY, scores, wrong)
+    # At two fractions, two tasks each of the breast and the heart in two plans, thyroid in one.
+    assert found.pairs == 2 * (2 * 4 + 1)
+    # Three levels are told right; within a level measured gains differ and predicted ones do not.
+    assert 0.8 < found.spearman < 1
+    assert opposite.spearman == pytest.approx(-found.spearman)
+    assert 0.8 < found.ceiling <= 1
+    assert np.isnan(agreement(STUDY, scores, {}).spearman)

@@ -12,6 +12,7 @@ from usfm.evaluation.files import write_atomically
 from usfm.evaluation.page import page
 from usfm.study.advise import Advice, recommended
 from usfm.study.affinity import Affinity
+from usfm.study.agreement import Agreement
 from usfm.study.cells import Study
 from usfm.study.claims import CONTRADICTED, SUPPORTED, Claim
 from usfm.study.drawing import inline, svg
@@ -19,7 +20,7 @@ from usfm.study.figures import compared, draw_gains, draw_intervals, draw_scale,
 from usfm.study.matrices import draw_affinity, draw_routing
 from usfm.study.tables import advice_table, bullets, gains_table, means_table, said
 from usfm.study.transfer import Analysis
-from usfm.study.words import answer, recommended_command, share, undecided
+from usfm.study.words import agreed, answer, recommended_command, share, undecided
 
 CONFIG = "configs/study.py"
 PLANS = (
@@ -50,6 +51,7 @@ def write_report(
     analysis: Analysis,
     *,
     affinities: Mapping[float, Affinity],
+    agreement: Agreement,
     advice: Mapping[float, Advice],
     routing: np.ndarray | None,
 ) -> None:
@@ -60,6 +62,7 @@ def write_report(
         study: what was planned.
         analysis: what transfer.py found.
         affinities: fraction -> what the runs of all tasks recorded there.
+        agreement: of the gains that these predict with those measured.
         advice: fraction -> what follows from it.
         routing: float [T, E], share of the tokens of each task of the study, in its order, that
             each expert serves; None where there are no experts.
@@ -77,7 +80,7 @@ def write_report(
         ("Gain of each task", _gains(study, analysis, show)),
         ("Gain and training rows", _scale(study, analysis, show)),
         ("Types and clinical groups", means_table(analysis)),
-        ("Who helps whom", _affinities(affinities, show)),
+        ("Who helps whom", _affinities(affinities, show) + said(agreed(agreement))),
         ("Recommended plan", _plan(advice)),
         ("Routing", _routing(study, routing, show)),
         ("All gains", gains_table(analysis.gains)),

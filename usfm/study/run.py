@@ -13,12 +13,14 @@ from usfm.errors import UserError
 from usfm.evaluation.experts import read_routing
 from usfm.study import cells
 from usfm.study.advise import advise, recommended
+from usfm.study.agreement import agreement
 from usfm.study.calibration import Measured
 from usfm.study.cells import ADVISED, Study
 from usfm.study.execute import LOG, execute, executor, probe
 from usfm.study.gains import Gain
 from usfm.study.plan import ALL_TASK, describe, plan
 from usfm.study.report import write_report
+from usfm.study.scores import read_scores
 from usfm.study.stability import Record
 from usfm.study.transfer import analyse, write_gains
 from usfm.study.worker import done
@@ -54,8 +56,15 @@ def run_study(config: ConfigDict, workdir: pathlib.Path) -> None:
     analysis = analyse(study, workdir)
     write_gains(analysis, workdir / "gains.csv")
     affinities = {fraction: of_fraction.affinity for fraction, of_fraction in advice.items()}
-    routing = routing_of(study, workdir)
-    write_report(workdir, study, analysis, affinities=affinities, advice=advice, routing=routing)
+    write_report(
+        workdir,
+        study,
+        analysis,
+        affinities=affinities,
+        agreement=agreement(study, read_scores(study, workdir), affinities),
+        advice=advice,
+        routing=routing_of(study, workdir),
+    )
     say(f"gains: {workdir / 'gains.csv'}, report: {workdir / 'study.html'}")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from usfm.study import claims
 from usfm.study.advise import ALONE, UNKNOWN, Advice, recommended
+from usfm.study.agreement import Agreement
 from usfm.study.cells import ADVISED, Study
 from usfm.study.gains import NO_CALL, UNDECIDED, Gain
 from usfm.study.means import Mean
@@ -74,6 +75,23 @@ def _advised(advice: Advice) -> str:
     if unknown:
         said.append(f"too little is known of {listed(unknown)}: until then, alone")
     return "; ".join(said)
+
+
+def agreed(agreement: Agreement) -> str:
+    """How far the affinities foretold what was measured."""
+    if not math.isfinite(agreement.spearman):
+        return ""
+    rank = f"{agreement.spearman:+.2f}".replace("-", "−")
+    said = (
+        f"Of {agreement.pairs} tasks in groups, the gains that these affinities alone predict and "
+        f"those measured rank alike by {rank} (Spearman)"
+    )
+    if math.isfinite(agreement.ceiling):
+        return (
+            f"{said}; a perfect prediction would reach about {agreement.ceiling:.2f}, since gains "
+            "are measured with error."
+        )
+    return f"{said}; gains measured in two halves of seeds and test rows do not rank alike at all."
 
 
 def listed(names: Sequence[str]) -> str:
