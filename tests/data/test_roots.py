@@ -2,6 +2,7 @@ import csv
 import dataclasses
 import json
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -118,7 +119,11 @@ def test_skipped_rows_are_those_of_their_folder(a, b, tmp_path):
     assert folder.skipped_images == {("t", "../1.png", 0)}
     # A split of all rows is as good for those that are left.
     lines = ["task_id,image_path,part,root"]
-    lines += [f"t,../{k}.png,{'train' if root == a else 'val'},{root}" for root in (a, b) for k in range(3)]
+    lines += [
+        f"t,../{k}.png,{'train' if root == a else 'val'},{root}"
+        for root in (a, b)
+        for k in range(3)
+    ]
     path = tmp_path / "given.csv"
     path.write_text("\n".join(lines) + "\n")
     splits = read_splits(path, folder)
@@ -178,7 +183,9 @@ def test_a_split_that_leaves_the_folder_open_is_refused(a, b, tmp_path):
         read_splits(path, read_folder(a, b))
     told = [str(fault) for fault in caught.value.faults]
     assert told[0].startswith("given.csv line 2, root: '../0.png' is in several folders; add a")
-    assert told[1].startswith(f"given.csv line 3, root: '{tmp_path}' is none of the folders {a}, {b}")
+    assert told[1].startswith(
+        f"given.csv line 3, root: '{tmp_path}' is none of the folders {a}, {b}"
+    )
     assert f"given.csv: task 't', image '../2.png' is missing (of {b}); add a line for it" in told
 
 
@@ -189,9 +196,9 @@ def answers(rows: list[Row]) -> list[tuple[Row, Answer]]:
 def test_predictions_that_cannot_be_told_apart_are_refused_before_any_is_made(a, b, tmp_path):
     folder = read_folder(a, b)
 
-    def answering():
+    def answering() -> Iterator[tuple[Row, Answer]]:
         raise AssertionError("answers before it checks")
-        yield
+        yield from ()
 
     with pytest.raises(UserError, match=r"\.\./0\.png is also the name of .* predict one folder"):
         write_submission(answering(), folder, tmp_path / "out")

@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.features.bounding_boxes_utils import BBoxFormat
 
 from usfm.data.labels import BOX
 from usfm.errors import UserError
 from usfm.tasks import TYPES
 from usfm.tasks.suggest import suggest
 
-Feature = tfds.features.FeatureConnector
+# A tfds.features.FeatureConnector, whose shape and dtype are typed as trees of such; of features
+# that are no dictionaries they are plain.
+Feature = Any
 SETTINGS = ("type", "feature", "num_classes")
 
 
@@ -46,8 +49,9 @@ def task_features(features: Feature, tasks: Mapping[str, Mapping[str, Any]]) -> 
     """
     if not tasks:
         raise UserError(
-            "data.tfds.tasks is empty: say which features are tasks, such as {'my_task': {'type': "
-            f"'segmentation', 'feature': 'mask', 'num_classes': 2}}}}; there are {_listed(features)}"
+            "data.tfds.tasks is empty: say which features are tasks, such as {'my_task': "
+            "{'type': 'segmentation', 'feature': 'mask', 'num_classes': 2}}; there are "
+            f"{', '.join(sorted(path for path, _ in _paths(features)))}"
         )
     return [_task_feature(features, id, settings) for id, settings in sorted(tasks.items())]
 
@@ -55,7 +59,7 @@ def task_features(features: Feature, tasks: Mapping[str, Mapping[str, Any]]) -> 
 def check_image(features: Feature, path: str) -> None:
     """Raises UserError unless a feature holds images that a PNG can hold."""
     feature = find(features, path, "data.tfds.image")
-    if not _is_pixels(feature, (1, 3, 4)) or feature.dtype not in (np.uint8, np.uint16):
+    if not _is_pixels(feature, (1, 3, 4)) or feature.np_dtype not in (np.uint8, np.uint16):
         raise UserError(
             f"data.tfds.image: {path!r} is {feature}; give a feature of uint8 or uint16 images, "
             "[height, width] or [height, width, channels]"
@@ -81,9 +85,7 @@ def value_at(example: Any, path: str) -> Any:
     return example
 
 
-def label_columns(
-    task: TaskFeature, value: Any, height: int, width: int
-) -> list[dict[str, str]]:
+def label_columns(task: TaskFeature, value: Any, height: int, width: int) -> list[dict[str, str]]:
     """The label of an example as the columns of its rows: one row, or one for each box.
 
     Args:
@@ -134,7 +136,9 @@ def _task_feature(features: Feature, id: str, settings: Mapping[str, Any]) -> Ta
         known = 1 if type == "detection" else getattr(feature, "num_classes", None)
         size = settings.get("num_classes", known)
     if size is None:
-        raise UserError(f"{field}: num_classes is missing, and the feature {path!r} does not say it")
+        raise UserError(
+            f"{field}: num_classes is missing, and the feature {path!r} does not say it"
+        )
     return TaskFeature(id, type, path, size, relative)
 
 
@@ -150,13 +154,13 @@ _WANTED = {
 def _fits(type: str, feature: Feature) -> bool:
     shape = feature.shape
     if type == "segmentation":
-        return _is_pixels(feature, (1,)) and np.dtype(feature.dtype).kind in "iub"
+        return _is_pixels(feature, (1,)) and np.dtype(feature.np_dtype).kind in "iub"
     if type == "classification":
-        return shape == () and np.dtype(feature.dtype).kind in "iu"
+        return shape == () and np.dtype(feature.np_dtype).kind in "iu"
     if type == "regression":
         return len(shape) == 2 and shape[0] is not None and shape[1] == 2
     format = getattr(feature, "bbox_format", None)
-    return shape[-1:] == (4,) and format in (None, tfds.features.BBoxFormat.REL_YXYX)
+    return shape[-1:] == (4,) and format in (None, BBoxFormat.REL_YXYX)
 
 
 def _is_pixels(feature: Feature, channels: tuple[int, ...]) -> bool:
@@ -175,7 +179,3 @@ def _paths(feature: Feature, prefix: str = "") -> Iterator[tuple[str, Feature]]:
             yield from _paths(each, f"{prefix}/{name}" if prefix else name)
     else:
         yield prefix, feature
-
-
-def _listed(features: Feature) -> str:
-    return ", ".join(path for path, _ in _paths(features))
