@@ -83,6 +83,8 @@ def _classes(folder: Folder, task: Task, rows: Sequence[Row]) -> list[Share]:
         of_images = np.stack(list(counted))
     having, area = (of_images > 0).sum(axis=0), of_images.mean(axis=0)
     return [
-        Share(f"class {c}", n / len(rows), f"{n:,} images ({n / len(rows):.1%}), {share:.1%} of area")
+        Share(
+            f"class {c}", n / len(rows), f"{n:,} images ({n / len(rows):.1%}), {share:.1%} of area"
+        )
         for c, (n, share) in enumerate(zip(having.tolist(), area.tolist(), strict=True))
     ]

@@ -24,6 +24,7 @@ from usfm.tasks import Task
 EXAMPLES = 8  # of a task
 SIDE = 320  # longest side of an example in pixels: sharp at twice the size it is shown at
 BINS = 12  # of the sizes, at most
+PLURALS = {"point": "s", "class": "es"}
 STYLE = """
 h3 { margin: 1.5rem 0 .5rem; font-size: 1rem; }
 .sheet { display: grid; gap: .6rem; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); }
@@ -69,7 +70,7 @@ def _tasks(folder: Folder, splits: Splits) -> str:
     lines = []
     for task in folder.tasks:
         rows = folder.rows[task.id]
-        size = f"{task.size} points" if task.type == "regression" else f"{task.size} classes"
+        unit = "point" if task.type == "regression" else "class"
         counts = (
             len(rows),
             len({row.content for row in rows}),
@@ -77,7 +78,8 @@ def _tasks(folder: Folder, splits: Splits) -> str:
             sum(not row.labelled for row in rows),
             *_by_part(rows, splits),
         )
-        lines.append(_line((task.id, task.type, task.group, size), counts))
+        labels = f"{task.size} {unit}{'' if task.size == 1 else PLURALS[unit]}"
+        lines.append(_line((task.id, task.type, task.group, labels), counts))
     head = ("task", "type", "clinical group", "labels", "rows", "images", "groups", "unlabelled")
     return (
         table([*head, *PARTS], lines, 4 + len(PARTS)) + "<p>Images: different ones. Groups: "
@@ -89,11 +91,12 @@ def _kinds(folder: Folder, splits: Splits) -> str:
     kinds: dict[tuple[str, str], list[Task]] = {}
     for task in folder.tasks:
         kinds.setdefault(("type", task.type), []).append(task)
+    for task in folder.tasks:
         kinds.setdefault(("clinical group", task.group), []).append(task)
     lines = []
-    for (what, name), tasks in sorted(kinds.items(), key=lambda kind: kind[0], reverse=True):
+    for kind, tasks in kinds.items():
         rows = [row for task in tasks for row in folder.rows[task.id]]
-        lines.append(_line((what, name), (len(tasks), len(rows), *_by_part(rows, splits))))
+        lines.append(_line(kind, (len(tasks), len(rows), *_by_part(rows, splits))))
     return table(["", "name", "tasks", "rows", *PARTS], lines, 2 + len(PARTS))
 
 
@@ -170,14 +173,16 @@ def _bins(sides: Sequence[int], width: int) -> int:
 
 
 def _examples(folder: Folder) -> str:
-    chosen = [(task, row) for task in folder.tasks for row in _spread(task, folder.rows[task.id])]
+    chosen = [(task, row) for task in folder.tasks for row in _spread(folder.rows[task.id])]
 
     def figure(pair: tuple[Task, Row]) -> str:
         task, row = pair
         label = truth(folder, task, row) if row.labelled else None
         example = Example(task, row.key, read_image(folder.image_file(row)), label)
         said = "<br/>".join(
-            html.escape(text) for text in (caption(example) if label else "no label", row.key) if text
+            html.escape(text)
+            for text in (caption(example) if label else "no label", row.key)
+            if text
         )
         shown = picture(draw(example, SIDE), f"{task.id} {row.key}")
         return f"<figure>{shown}<figcaption>{said}</figcaption></figure>"
@@ -191,17 +196,13 @@ def _examples(folder: Folder) -> str:
     )
 
 
-def _spread(task: Task, rows: Sequence[Row]) -> list[Row]:
+def _spread(rows: Sequence[Row]) -> list[Row]:
     """Some rows from all over a task, and of all its classes where it has such."""
-    by_class = sorted(rows, key=lambda row: (not row.labelled, row.label or 0, row.index))
-    turns: list[Row] = []
-    for _, of_class in itertools.groupby(by_class, key=lambda row: (row.labelled, row.label)):
-        turns += _evenly(list(of_class), max(1, EXAMPLES // max(1, _classes(rows))))
-    return sorted(_evenly(turns, EXAMPLES), key=lambda row: (row.label or 0, row.index))
-
-
-def _classes(rows: Sequence[Row]) -> int:
-    return len({(row.labelled, row.label) for row in rows})
+    classes: dict[tuple[bool, int], list[Row]] = {}
+    for row in rows:
+        classes.setdefault((not row.labelled, row.label or 0), []).append(row)
+    each = max(1, EXAMPLES // len(classes))
+    return _evenly([row for c in sorted(classes) for row in _evenly(classes[c], each)], EXAMPLES)
 
 
 def _evenly(rows: Sequence[Row], number: int) -> list[Row]:
@@ -213,4 +214,6 @@ def _skipped(folder: Folder) -> str:
     if not folder.skipped:
         return ""
     lines = "".join(f"<li>{html.escape(str(fault))}</li>" for fault in folder.skipped)
-    return f"<details><summary>{len(folder.skipped):,} faults</summary><ul>{lines}</ul></details>"
+    number = len(folder.skipped)
+    summary = f"{number:,} fault{'s' if number > 1 else ''}"
+    return f"<details><summary>{summary}</summary><ul>{lines}</ul></details>"

@@ -1,6 +1,5 @@
 """What of a split, or of its labels, would make scores flatter: said in words."""
 
-import collections
 import dataclasses
 from collections.abc import Iterable
 
@@ -62,7 +61,7 @@ def _check(name: str, found: Iterable[str]) -> Check:
 
 def _told(rows: list[Row], notes: Iterable[str]) -> str:
     """Each row by its path and a note, alike ones once."""
-    told = collections.OrderedDict.fromkeys(
+    told = dict.fromkeys(
         f"{row.image_path} ({note})" for row, note in zip(rows, notes, strict=True)
     )
     return ", ".join(told)
