@@ -89,7 +89,7 @@ def test_classes_of_masks_are_counted_in_images_and_area(small_folder):
     none, one, two = shares(small, task(small, "seg"))
     assert (none.share, one.share, two.share) == (1.0, 0.5, 0.0)
     # 10 of 31 columns of one of two images.
-    assert one.count == "1 images (50.0%), 16.1% of area"
+    assert one.count == "1 (50.0%) of images, 16.1% of area"
 
 
 def test_boxes_are_counted_by_area_and_points_where_they_are(small_folder):

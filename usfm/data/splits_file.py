@@ -1,13 +1,14 @@
 """A split as a CSV: read where one is given, written so that it says what was trained on."""
 
 import csv
+import functools
 import os
 import pathlib
 from collections.abc import Sequence
 
 from usfm.data.faults import Fault, FolderError
 from usfm.data.folder import Folder
-from usfm.data.lines import Line, read_csv
+from usfm.data.lines import read_csv
 from usfm.data.splits import DEFAULT_PATTERNS, PARTS, Splits, groups_of
 
 COLUMNS = ("task_id", "image_path", "part")
@@ -78,10 +79,20 @@ def _given(path: pathlib.Path, folder: Folder) -> dict[Image, str]:
         (row.task_id, row.image_path, row.root) for rows in folder.rows.values() for row in rows
     }
     passed_over = folder.skipped_images - images
+    numbers = {root.resolve(): number for number, root in enumerate(folder.roots)}
+
+    @functools.cache
+    def roots(named: str) -> tuple[int, ...]:
+        """The numbers of the folders that a line may be about."""
+        if len(numbers) == 1 or not named:
+            return tuple(numbers.values())
+        number = numbers.get(pathlib.Path(named).resolve())
+        return () if number is None else (number,)
+
     given: dict[Image, str] = {}
     for line in lines:
         image_path, part = line.fields.get("image_path", ""), line.fields.get("part", "").strip()
-        possible = [(line.task_id, image_path, root) for root in _roots(line, folder)]
+        possible = [(line.task_id, image_path, root) for root in roots(line.fields.get(ROOT, ""))]
         meant = [image for image in possible if image in images]
         if line.task_id not in folder.rows or (not meant and not passed_over.isdisjoint(possible)):
             continue
@@ -111,13 +122,3 @@ def _given(path: pathlib.Path, folder: Folder) -> dict[Image, str]:
     if faults:
         raise FolderError(path, faults)
     return given
-
-
-def _roots(line: Line, folder: Folder) -> list[int]:
-    """The numbers of the folders that a line may be about."""
-    numbers = list(range(len(folder.roots)))
-    named = line.fields.get(ROOT, "")
-    if len(numbers) == 1 or not named:
-        return numbers
-    place = pathlib.Path(named).resolve()
-    return [number for number in numbers if folder.roots[number].resolve() == place]

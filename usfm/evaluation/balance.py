@@ -31,8 +31,7 @@ class Share:
 
 
 def shares(folder: Folder, task: Task) -> list[Share]:
-    """The classes of a task and how often they occur; of a detection boxes by area; of a
-    regression its points.
+    """How often each class of a task occurs; of a detection boxes by area, of a regression points.
 
     The masks of a segmentation are read, in threads; nothing else is.
     """
@@ -81,10 +80,9 @@ def _classes(folder: Folder, task: Task, rows: Sequence[Row]) -> list[Share]:
     with concurrent.futures.ThreadPoolExecutor() as pool:
         counted = progress(pool.map(pixels, rows), len(rows), f"counting pixels of {task.id}")
         of_images = np.stack(list(counted))
-    having, area = (of_images > 0).sum(axis=0), of_images.mean(axis=0)
+    having, areas = (of_images > 0).sum(axis=0).tolist(), of_images.mean(axis=0).tolist()
+    told = [_of(f"class {c}", n, len(rows)) for c, n in enumerate(having)]
     return [
-        Share(
-            f"class {c}", n / len(rows), f"{n:,} images ({n / len(rows):.1%}), {share:.1%} of area"
-        )
-        for c, (n, share) in enumerate(zip(having.tolist(), area.tolist(), strict=True))
+        dataclasses.replace(each, count=f"{each.count} of images, {area:.1%} of area")
+        for each, area in zip(told, areas, strict=True)
     ]
