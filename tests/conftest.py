@@ -56,7 +56,7 @@ def make_folder(root: pathlib.Path, rows: int = 7) -> Folder:
     """A folder of SMALL_TASKS as read_folder would return it, without its CSV files."""
     rng = np.random.default_rng(0)
     made = {task.id: tuple(_row(root, task, i, rng) for i in range(rows)) for task in SMALL_TASKS}
-    return Folder(root, SMALL_TASKS, made)
+    return Folder((root,), SMALL_TASKS, made)
 
 
 def _row(root: pathlib.Path, task: Task, index: int, rng: np.random.Generator) -> Row:

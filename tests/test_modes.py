@@ -268,3 +268,13 @@ def test_a_run_goes_on_only_with_its_own_config(workdir):
     config = config_of(workdir, **{"optimizer.learning_rate": 7.0})
     with pytest.raises(UserError, match=r"learning_rate: 0\.001 before, 7\.0 now"):
         modes.run_train(config, workdir)
+
+
+def test_a_part_of_what_was_trained_on_is_not_scored_as_if_it_were_new(tmp_path, make_config):
+    config = make_config(**{"data.root": f"{tmp_path / 'a'},{tmp_path / 'b'}"})
+    usfm_config.write(config, tmp_path / "config.json")
+    config.data.root = str(tmp_path / "b")
+    with pytest.raises(
+        UserError, match=r"has rows that the model was trained on: give all of .*a,"
+    ):
+        modes.run_evaluate(config, tmp_path)

@@ -20,7 +20,15 @@ def base() -> ConfigDict:
     config.tasks = "all"
 
     config.data = ConfigDict()
-    config.data.root = ""  # the FM_UIA folder: csv_files/ beside Segmentation/, ...
+    # The FM_UIA folder (csv_files/ beside Segmentation/, ...), or several as 'A,B'; or 'tfds:NAME'.
+    config.data.root = ""
+    config.data.tfds = ConfigDict()  # what tfds:NAME holds: see docs/data.md
+    config.data.tfds.data_dir = ""  # where it was prepared; "" = TFDS' own places
+    config.data.tfds.split = "all"  # or train, test[:50%], ...
+    config.data.tfds.image = "image"  # feature of the images
+    config.data.tfds.group = ""  # feature that names the patient or video
+    # Task id -> its 'type', the 'feature' of its labels and, unless that tells it, 'num_classes'.
+    config.data.tfds.tasks = ConfigDict()
     config.data.image_size = 256  # pixels a side; a multiple of 16
     config.data.channels = 3  # or 1: grey, replicated on the device
     config.data.cache_dir = "~/.cache/usfm"  # where stores are built, shared by all runs
@@ -281,10 +289,10 @@ def _check_moe(model: ConfigDict) -> None:
 
 # Fields that may differ when a run goes on: they change where and how fast, not what is learned,
 # or, as on_nonfinite, how it gets over a bad step.
-FREE = ("data.root", "data.cache_dir", "data.workers", "train.log_every", "train.on_nonfinite",
-        "evaluate.", "mesh.", "checkpoint.", "study.plans", "study.partitions", "study.fractions",
-        "study.seeds", "study.methods", "study.models", "study.executor", "study.processes",
-        "study.pack", "study.slurm")  # fmt: skip
+FREE = ("data.root", "data.tfds.data_dir", "data.cache_dir", "data.workers", "train.log_every",
+        "train.on_nonfinite", "evaluate.", "mesh.", "checkpoint.", "study.plans",
+        "study.partitions", "study.fractions", "study.seeds", "study.methods", "study.models",
+        "study.executor", "study.processes", "study.pack", "study.slurm")  # fmt: skip
 
 
 def begin(config: ConfigDict, workdir: pathlib.Path) -> None:

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from usfm import config as usfm_config
 from usfm.data.folder import Folder, Row
 from usfm.data.image import read_image
+from usfm.data.roots import are_there, identities
 from usfm.data.source import open_folder, open_splits, rows_in, say, training_rows
 from usfm.data.splits import Splits
 from usfm.errors import UserError
@@ -46,8 +47,8 @@ def run_train(config: ConfigDict, workdir: pathlib.Path) -> None:
     if not any(rows.values()):
         say(f"part '{config.evaluate.part}' has no labelled row: not scored")
         return
-    if not folder.root.exists():
-        say(f"{folder.root} is gone: not scored; run --mode=evaluate when it is back")
+    if gone := [str(root) for root in folder.roots if not root.exists()]:
+        say(f"{', '.join(gone)} is gone: not scored; run --mode=evaluate when it is back")
         return
     run_evaluate(usfm_config.read(workdir / "config.json"), workdir)
 
@@ -56,19 +57,24 @@ def run_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Scores the newest checkpoint: evaluation.json, evaluation_rows.csv, report.html, a table."""
     usfm_config.check(config)
     trained = usfm_config.read(workdir / "config.json")
+    asked, known = identities(config.data), identities(trained.data)
+    if asked != known and asked & known:
+        raise UserError(
+            f"data.root={config.data.root} has rows that the model was trained on: give all of "
+            f"{trained.data.root}, or nothing of it"
+        )
     predictor = _trained(config, workdir)
     folder = open_folder(config, workdir)
     _check_tasks(predictor.tasks, folder)
-    trained_root = pathlib.Path(trained.data.root)
     part, floors = config.evaluate.part, {}
-    if folder.root.resolve() == trained_root.resolve():
+    if asked == known:
         splits = open_splits(config, folder)
         floors = _floors(folder, splits, config.data)
     else:
         # Another folder than the one trained on: all its rows are scored, and the trivial
         # predictor still knows the training rows only.
         splits, part = _all_in_one(folder), "all"
-        if trained_root.exists():
+        if are_there(trained.data):
             source = open_folder(trained, workdir)
             floors = _floors(source, open_splits(trained, source), trained.data)
     rows = rows_in(folder, splits, part)
@@ -209,12 +215,12 @@ def _check_tasks(known: Sequence[Task], folder: Folder) -> None:
     for task in folder.tasks:
         if task.id not in by_id:
             raise UserError(
-                f"{folder.root} has task '{task.id}', which the model was not trained on; choose "
+                f"{folder.place} has task '{task.id}', which the model was not trained on; choose "
                 f"by --config.tasks among {', '.join(by_id)}"
             )
         model = by_id[task.id]
         if (model.type, model.size) != (task.type, task.size):
             raise UserError(
-                f"task '{task.id}' is {task.type} of {task.size} in {folder.root}, but the model "
+                f"task '{task.id}' is {task.type} of {task.size} in {folder.place}, but the model "
                 f"was trained on {model.type} of {model.size}"
             )

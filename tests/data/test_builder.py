@@ -13,7 +13,7 @@ import pytest
 
 from usfm.data import builder
 from usfm.data.builder import SPLIT, open_store
-from usfm.data.folder import Folder, Row
+from usfm.data.folder import Row
 from usfm.data.image import read_image, read_mask, resize_image, resize_mask
 
 SIZE = (16, 24)
@@ -114,9 +114,7 @@ def test_missing_labels_are_marked(small_folder, tmp_path):
     }
     one_point = dataclasses.replace(rows["pts3"][1], points=(None, (3.0, 4.0), None))
     rows["pts3"] = (rows["pts3"][0], one_point, *rows["pts3"][2:])
-    store = open_store(
-        Folder(small_folder.root, small_folder.tasks, rows), SIZE, 1, tmp_path / "cache"
-    )
+    store = open_store(dataclasses.replace(small_folder, rows=rows), SIZE, 1, tmp_path / "cache")
     assert store.read("organ", [0])["label"].tolist() == [-1]
     assert not store.read("det", [0])["box"].any()
     assert (store.read("seg", [0])["mask"] == 255).all()
@@ -171,7 +169,7 @@ def test_builds_in_silence_without_tensorflow_or_network(
 
 def test_once_open_the_images_are_needed_no_more(small_folder, tmp_path):
     first = open_store(small_folder, SIZE, 1, tmp_path / "cache")
-    shutil.rmtree(small_folder.root)
+    shutil.rmtree(small_folder.roots[0])
     again = open_store(small_folder, SIZE, 1, tmp_path / "cache")
     assert again == first
     np.testing.assert_array_equal(
@@ -185,7 +183,7 @@ def test_changed_labels_pixels_and_settings_are_other_stores(small_folder, tmp_p
     for change in ({"label": 3}, {"content": "0" * 32}):
         row = dataclasses.replace(small_folder.rows["organ"][0], **change)
         rows = small_folder.rows | {"organ": (row, *small_folder.rows["organ"][1:])}
-        changed = open_store(Folder(small_folder.root, small_folder.tasks, rows), SIZE, 1, cache)
+        changed = open_store(dataclasses.replace(small_folder, rows=rows), SIZE, 1, cache)
         if "label" in change:
             assert changed.read("organ", [0])["label"].tolist() == [3]
     open_store(small_folder, (8, 8), 1, cache)

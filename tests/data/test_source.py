@@ -195,7 +195,7 @@ def make_folder_of(small_folder):
         keys = [("plane", row.key) for row in rows]
         groups = {key: f"video {i // frames}" for i, key in enumerate(keys)}
         tasks = tuple(task for task in small_folder.tasks if task.id == "plane")
-        folder = Folder(small_folder.root, tasks, {"plane": rows})
+        folder = Folder(small_folder.roots, tasks, {"plane": rows})
         return folder, Splits(dict.fromkeys(keys, "train"), groups)
 
     return make

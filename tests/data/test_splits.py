@@ -6,14 +6,8 @@ import numpy as np
 import pytest
 
 from usfm.data.folder import Folder, FolderError, Row, read_folder
-from usfm.data.splits import (
-    Splits,
-    gaps,
-    leaks,
-    make_splits,
-    read_splits,
-    write_splits,
-)
+from usfm.data.splits import Splits, gaps, leaks, make_splits
+from usfm.data.splits_file import read_splits, write_splits
 from usfm.tasks import Task
 
 MINI = pathlib.Path(__file__).parents[2] / "../shared/data/fm_uia_mini"
@@ -31,7 +25,8 @@ def folder(images, skipped_images=()):
             row = Row(id, index, key, f"{id}.csv", index + 2, path, "", 0, None, (), 8, 8, content)
             rows[id] = (*rows.get(id, ()), row)
     tasks = tuple(Task(id, "classification", 2) for id in sorted(rows))
-    return Folder(pathlib.Path("root"), tasks, rows, (), frozenset(skipped_images))
+    skipped = frozenset((*image, 0) for image in skipped_images)
+    return Folder((pathlib.Path("root"),), tasks, rows, (), skipped)
 
 
 def content(k):

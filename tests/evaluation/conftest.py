@@ -64,7 +64,7 @@ def folder(tmp_path) -> Folder:
         Task("spots", "regression", num_points=3),
         Task("where", "detection", num_classes=1),
     )
-    return Folder(root, tasks, {task_id: tuple(of_task) for task_id, of_task in rows.items()})
+    return Folder((root,), tasks, {task_id: tuple(of_task) for task_id, of_task in rows.items()})
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A data folder in the FM_UIA form: ROOT/csv_files/*.csv beside the images they name."""
+"""Data folders in the FM_UIA form: ROOT/csv_files/*.csv beside the images they name."""
 
 import dataclasses
 import pathlib
@@ -26,8 +26,9 @@ class Row:
         task_id: the task it belongs to.
         index: position among the good rows of its task, in reading order (CSV files sorted by
             name, then line); it is also the row's position in the store.
-        key: unique within the task: the image_path, with "#2", "#3" for later rows of one image.
-        csv: name of the file inside csv_files.
+        key: unique within the task: the image_path, with "#2", "#3" for later rows of the same
+            image_path, be it in another folder.
+        csv: name of the file inside csv_files; its whole path where several folders are read.
         line: 1-based line in it (the header is 1).
         image_path: the CSV's own string, relative to csv_files.
         mask_path: likewise; "" where there is none.
@@ -38,6 +39,8 @@ class Row:
         width: of the original image.
         content: hash of the decoded pixels; equal for equal image content.
         mask_content: likewise of the mask; "" where there is no mask file.
+        root: the folder it is from, by its number in Folder.roots.
+        split_group: the patient or video of the CSV's column of that name, if it has one.
     """
 
     task_id: str
@@ -54,6 +57,10 @@ class Row:
     width: int
     content: str
     mask_content: str = ""
+    # Where a row lies, and what it is split by, are no part of what is stored of it; the store is
+    # named by what a row looks like.
+    root: int = dataclasses.field(default=0, repr=False)
+    split_group: str = dataclasses.field(default="", repr=False)
 
     @property
     def labelled(self) -> bool:
@@ -68,34 +75,38 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """The good rows of a data folder.
+    """The good rows of a data folder, or of several.
 
     Attributes:
-        root: the folder.
+        roots: the folders.
         tasks: the selected tasks, sorted by id.
         rows: task id -> its good rows, at least one.
         skipped: the faults of the rows that on_bad_row="skip" left out.
-        skipped_images: (task_id, image_path) of those rows.
+        skipped_images: (task_id, image_path, number of the root) of those rows.
     """
 
-    root: pathlib.Path
+    roots: tuple[pathlib.Path, ...]
     tasks: tuple[Task, ...]
     rows: dict[str, tuple[Row, ...]]
     skipped: tuple[Fault, ...] = ()
-    skipped_images: frozenset[tuple[str, str]] = frozenset()
+    skipped_images: frozenset[tuple[str, str, int]] = frozenset()
+
+    @property
+    def place(self) -> str:
+        """The folders, as messages name them."""
+        return _place(self.roots)
 
     def image_file(self, row: Row) -> pathlib.Path:
         """The image of a row."""
-        return self.root / from_root(row.image_path)
+        return self.roots[row.root] / from_root(row.image_path)
 
     def mask_file(self, row: Row) -> pathlib.Path:
         """The mask of a row that has one."""
-        return self.root / from_root(row.mask_path)
+        return self.roots[row.root] / from_root(row.mask_path)
 
 
 def read_folder(
-    root: str | pathlib.Path,
-    *,
+    *roots: str | pathlib.Path,
     tasks: str = "all",
     groups: Mapping[str, str] | None = None,
     flip_ok: Mapping[str, bool] | None = None,
@@ -104,10 +115,10 @@ def read_folder(
     faults_file: pathlib.Path | None = None,
     cache_dir: pathlib.Path | None = None,
 ) -> Folder:
-    """Reads a folder, and checks all that the chosen tasks need of it.
+    """Reads a folder, or several as one, and checks all that the chosen tasks need of it.
 
     Args:
-        root: the folder that holds csv_files.
+        roots: each a folder that holds csv_files.
         tasks: which tasks, as plans.select takes them; the rows of others are not looked at.
         groups: task id -> clinical group, over the known ones.
         flip_ok: task id -> whether a mirrored image keeps its label, likewise.
@@ -120,12 +131,15 @@ def read_folder(
     Raises:
         FolderError: all faults together; with on_bad_row="skip", if there is one that leaving
             rows out cannot put right.
-        UserError: a task or group that the folder has not.
+        UserError: a task or group that the folder has not, or one folder twice.
     """
     if on_bad_row not in ("error", "skip"):
         raise UserError(f"data.on_bad_row: {on_bad_row!r} is not known; give 'error' or 'skip'")
-    root = pathlib.Path(root)
-    lines, faults = read_lines(root)
+    paths = tuple(map(pathlib.Path, roots))
+    for path in paths:
+        if sum(path.resolve() == other.resolve() for other in paths) > 1:
+            raise UserError(f"data.root names the folder {path} twice; name it once")
+    lines, faults = read_lines(paths)
     known, contradictions = find_tasks(lines, groups, flip_ok)
     chosen: tuple[Task, ...] = ()
     try:
@@ -137,15 +151,20 @@ def read_folder(
         if not faults:
             raise
         # What is not known may be in a CSV that could not be read, so that is said.
-        raise _error(root, faults, faults_file) from error
-    entries, more = validate(root, lines, known, chosen, require_labels, cache_dir)
-    faults += [fault for task in chosen for fault in contradictions[task.id]] + more
+        raise _error(paths, faults, faults_file) from error
+    faults += [fault for task in chosen for fault in contradictions[task.id]]
+    entries: list[Entry] = []
+    for number, path in enumerate(paths):
+        of_root = [line for line in lines if line.root == number]
+        good, more = validate(path, of_root, known, chosen, require_labels, cache_dir)
+        entries += good
+        faults += more
     faults.sort(key=lambda fault: (fault.file, fault.row or 0))
     rows = _rows(entries)
     if faults and on_bad_row == "skip":
         faults = [_no_row_left(task) for task in chosen if task.id not in rows] + faults
     if any(on_bad_row == "error" or fault.row is None for fault in faults):
-        raise _error(root, faults, faults_file)
+        raise _error(paths, faults, faults_file)
     if faults_file is not None:
         if faults:
             write_faults(faults_file, faults)
@@ -153,11 +172,11 @@ def read_folder(
             faults_file.unlink(missing_ok=True)
     bad = {(fault.file, fault.row) for fault in faults}
     skipped_images = frozenset(
-        (line.task_id, line.fields.get("image_path", ""))
+        (line.task_id, line.fields.get("image_path", ""), line.root)
         for line in lines
         if (line.csv, line.number) in bad
     )
-    return Folder(root, chosen, rows, tuple(faults), skipped_images)
+    return Folder(paths, chosen, rows, tuple(faults), skipped_images)
 
 
 def _rows(entries: Sequence[Entry]) -> dict[str, tuple[Row, ...]]:
@@ -183,6 +202,8 @@ def _rows(entries: Sequence[Entry]) -> dict[str, tuple[Row, ...]]:
             width=entry.image.width,
             content=entry.image.content,
             mask_content=entry.mask.content if entry.mask else "",
+            root=entry.line.root,
+            split_group=entry.line.fields.get("split_group", "").strip(),
         )
         of_task.append(row)
     return {id: tuple(of_task) for id, of_task in rows.items()}
@@ -194,8 +215,12 @@ def _no_row_left(task: Task) -> Fault:
 
 
 def _error(
-    root: pathlib.Path, faults: Sequence[Fault], faults_file: pathlib.Path | None
+    roots: Sequence[pathlib.Path], faults: Sequence[Fault], faults_file: pathlib.Path | None
 ) -> FolderError:
     if faults_file is not None:
         write_faults(faults_file, faults)
-    return FolderError(root, faults, faults_file)
+    return FolderError(_place(roots), faults, faults_file)
+
+
+def _place(roots: Sequence[pathlib.Path]) -> str:
+    return ", ".join(map(str, roots))

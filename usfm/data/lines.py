@@ -1,4 +1,4 @@
-"""The lines of the CSV files of a data folder, as text."""
+"""The lines of the CSV files of data folders, as text."""
 
 import csv
 import dataclasses
@@ -6,6 +6,7 @@ import io
 import os
 import pathlib
 from collections import Counter
+from collections.abc import Sequence
 
 from usfm.data.faults import Fault
 
@@ -17,16 +18,18 @@ class Line:
     """One line of a CSV.
 
     Attributes:
-        csv: name of the file.
+        csv: name of the file; its whole path where lines of several folders are read.
         number: 1-based line in it (the header is 1).
         fields: column -> text; a column that the file has not is absent.
         excess: how many fields there are more than columns; negative where some are missing.
+        root: which of several folders the file is from, by number.
     """
 
     csv: str
     number: int
     fields: dict[str, str]
     excess: int = 0
+    root: int = 0
 
     @property
     def task_id(self) -> str:
@@ -57,12 +60,26 @@ def leaves_root(path: str) -> bool:
     return os.path.isabs(path) or path.split(os.sep)[0] == os.pardir or "\0" in path
 
 
-def read_lines(root: pathlib.Path) -> tuple[list[Line], list[Fault]]:
-    """Reads all CSV files of a folder, sorted by name; hidden files are passed over.
+def read_lines(roots: Sequence[pathlib.Path]) -> tuple[list[Line], list[Fault]]:
+    """Reads all CSV files of each folder, sorted by name; hidden files are passed over.
 
     Returns:
         The lines in reading order, and the faults of whole files.
     """
+    lines: list[Line] = []
+    faults: list[Fault] = []
+    for number, root in enumerate(roots):
+        files, faults_of_root = _csv_files(root)
+        faults += faults_of_root
+        for path in files:
+            name = path.name if len(roots) == 1 else str(path)
+            of_file, faults_of_file = _read(path, name, number)
+            lines += of_file
+            faults += faults_of_file
+    return lines, faults
+
+
+def _csv_files(root: pathlib.Path) -> tuple[list[pathlib.Path], list[Fault]]:
     directory = root / DIRECTORY
     if not directory.is_dir():
         remedy = f"data.root must name the folder that holds {DIRECTORY}/"
@@ -72,15 +89,9 @@ def read_lines(root: pathlib.Path) -> tuple[list[Line], list[Fault]]:
         for path in directory.iterdir()
         if path.suffix.lower() == ".csv" and not path.name.startswith(".") and path.is_file()
     )
-    lines: list[Line] = []
-    faults: list[Fault] = []
     if not files:
-        faults = [Fault(str(directory), None, "", "holds no CSV file", "put one a task there")]
-    for path in files:
-        of_file, faults_of_file = read_csv(path)
-        lines += of_file
-        faults += faults_of_file
-    return lines, faults
+        return [], [Fault(str(directory), None, "", "holds no CSV file", "put one a task there")]
+    return files, []
 
 
 def read_csv(path: pathlib.Path) -> tuple[list[Line], list[Fault]]:
@@ -89,20 +100,24 @@ def read_csv(path: pathlib.Path) -> tuple[list[Line], list[Fault]]:
     Returns:
         Its lines; or none, and the one fault that keeps it from being read.
     """
+    return _read(path, path.name, 0)
+
+
+def _read(path: pathlib.Path, name: str, root: int) -> tuple[list[Line], list[Fault]]:
     try:
-        return _parse(path.name, path.read_bytes()), []
+        return _parse(name, path.read_bytes(), root), []
     except FileNotFoundError:
         return [], [Fault(str(path), None, "", "there is no such file", "correct the path")]
     except _Unusable as error:
         fault, remedy = error.args
-        return [], [Fault(path.name, None, "", fault, remedy)]
+        return [], [Fault(name, None, "", fault, remedy)]
 
 
 class _Unusable(Exception):
     """A CSV of which nothing can be read: (fault, remedy)."""
 
 
-def _parse(name: str, data: bytes) -> list[Line]:
+def _parse(name: str, data: bytes, root: int) -> list[Line]:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -133,6 +148,12 @@ def _parse(name: str, data: bytes) -> list[Line]:
             f"has no column task_id (it has {', '.join(columns)})", "add it, comma-separated"
         )
     return [
-        Line(name, number, dict(zip(columns, record, strict=False)), len(record) - len(columns))
+        Line(
+            csv=name,
+            number=number,
+            fields=dict(zip(columns, record, strict=False)),
+            excess=len(record) - len(columns),
+            root=root,
+        )
         for number, record in records[1:]
     ]

@@ -12,15 +12,9 @@ from ml_collections import ConfigDict
 
 from usfm.data import builder
 from usfm.data.folder import Folder, Row, read_folder
-from usfm.data.splits import (
-    DEFAULT_PATTERNS,
-    Splits,
-    gaps,
-    leaks,
-    make_splits,
-    read_splits,
-    write_splits,
-)
+from usfm.data.roots import open_roots
+from usfm.data.splits import DEFAULT_PATTERNS, Splits, gaps, leaks, make_splits
+from usfm.data.splits_file import read_splits, write_splits
 from usfm.data.store import Store
 from usfm.tasks.fm_uia import check_overrides
 
@@ -35,7 +29,7 @@ def open_folder(
 ) -> Folder:
     """Reads and checks data.root; all faults go to workdir/bad_rows.csv too."""
     folder = read_folder(
-        config.data.root,
+        *open_roots(config.data, cache_dir(config)),
         tasks=config.tasks,
         groups=config.data.groups.to_dict(),
         flip_ok=config.data.flip_ok.to_dict(),
@@ -46,7 +40,7 @@ def open_folder(
     )
     if folder.skipped:
         count = f"{len(folder.skipped)} fault{'s' if len(folder.skipped) > 1 else ''}"
-        say(f"{count} in {folder.root}, rows left out: see {workdir}/bad_rows.csv")
+        say(f"{count} in {folder.place}, rows left out: see {workdir}/bad_rows.csv")
     return folder
 
 

@@ -1,27 +1,21 @@
 """Which rows train, which choose and which test, without one patient on two sides.
 
 Rows of one image content, one video or one patient are one group, across all tasks: a group is a
-connected component of the graph that links rows of equal content hash or equal name. Names are
-what regular expressions capture from the image path.
+connected component of the graph that links rows of equal content hash or equal name, in whichever
+folder. Names are what regular expressions capture from the image path, and split_group of the CSV.
 """
 
-import csv
 import dataclasses
 import hashlib
-import os
-import pathlib
 import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from usfm.data.faults import Fault, FolderError
 from usfm.data.folder import Folder, Row
-from usfm.data.lines import read_csv
 from usfm.errors import UserError
 
 PARTS = ("train", "val", "test")
-COLUMNS = ("task_id", "image_path", "part")
 
 # FM_UIA's names: Patient01313_Plane1_1_of_1.png, and 241010140803.zhc_150.jpg (video, frame).
 DEFAULT_PATTERNS = (r"(?:^|/)(Patient\d+)_", r"(?:^|/)(\d{8,}\.[^/]+)_\d+\.[^./]+$")
@@ -79,7 +73,7 @@ def make_splits(
             f"data.val_fraction {val_fraction:g} and data.test_fraction {test_fraction:g}: "
             "give 0 or more each, and less than 1 together"
         )
-    groups = _groups(folder, patterns)
+    groups = groups_of(folder, patterns)
     parts = {}
     for key, group in groups.items():
         digest = hashlib.blake2b(group.encode(), digest_size=8).digest()
@@ -87,45 +81,6 @@ def make_splits(
         in_val, in_test = place < val_fraction, place < val_fraction + test_fraction
         parts[key] = "val" if in_val else "test" if in_test else "train"
     return Splits(parts, groups)
-
-
-def read_splits(
-    path: pathlib.Path, folder: Folder, *, patterns: Sequence[str] = DEFAULT_PATTERNS
-) -> Splits:
-    """Reads a given split: a CSV with task_id, image_path and part, other columns aside.
-
-    Lines of tasks that the folder has not, or that were not chosen, are passed over.
-
-    Args:
-        path: of the CSV.
-        folder: whose rows must all be in it.
-        patterns: as make_splits takes them, to name the groups.
-
-    Raises:
-        FolderError: all of its faults together.
-    """
-    path = pathlib.Path(path)
-    given = _given(path, folder)
-    parts = {
-        (row.task_id, row.key): given[row.task_id, row.image_path]
-        for rows in folder.rows.values()
-        for row in rows
-    }
-    return Splits(parts, _groups(folder, patterns))
-
-
-def write_splits(path: pathlib.Path, splits: Splits, folder: Folder) -> None:
-    """Writes task_id, image_path, part and group, a line a row, as read_splits reads them."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-    with unfinished.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow((*COLUMNS, "group"))
-        for task in folder.tasks:
-            for row in folder.rows[task.id]:
-                writer.writerow((task.id, row.image_path, splits.part(row), splits.group(row)))
-    os.replace(unfinished, path)
 
 
 def leaks(splits: Splits) -> list[str]:
@@ -146,46 +101,8 @@ def gaps(splits: Splits, folder: Folder) -> list[str]:
     ]
 
 
-def _given(path: pathlib.Path, folder: Folder) -> dict[tuple[str, str], str]:
-    """The part of every (task_id, image_path) of the folder, as the file gives it."""
-    lines, faults = read_csv(path)
-    faults += [
-        Fault(path.name, None, column, "the column is missing", f"give {', '.join(COLUMNS)}")
-        for column in COLUMNS
-        if lines and not any(column in line.fields for line in lines)
-    ]
-    if faults:
-        raise FolderError(path, faults)
-    images = {(row.task_id, row.image_path) for rows in folder.rows.values() for row in rows}
-    passed_over = folder.skipped_images - images
-    given: dict[tuple[str, str], str] = {}
-    for line in lines:
-        key = line.task_id, line.fields.get("image_path", "")
-        part = line.fields.get("part", "").strip()
-        if line.task_id not in folder.rows or key in passed_over:
-            continue
-        if line.excess:
-            faults.append(line.wrong_count())
-        elif key not in images:
-            fault = f"task {line.task_id!r} has no image {key[1]!r}"
-            faults.append(line.fault("image_path", fault, "correct or remove the line"))
-        elif part not in PARTS:
-            remedy = f"give one of {', '.join(PARTS)}"
-            faults.append(line.fault("part", f"{part!r} is no part", remedy))
-        if given.setdefault(key, part) != part:
-            fault = f"{key[1]!r} is in {given[key]!r} by an earlier line"
-            faults.append(line.fault("part", fault, "give it one part"))
-    faults += [
-        Fault(path.name, None, "", f"task {id!r}, image {image!r} is missing", "add a line for it")
-        for id, image in sorted(images - given.keys())
-    ]
-    if faults:
-        raise FolderError(path, faults)
-    return given
-
-
-def _groups(folder: Folder, patterns: Iterable[str]) -> dict[tuple[str, str], str]:
-    """(task_id, row key) -> name of its group."""
+def groups_of(folder: Folder, patterns: Iterable[str]) -> dict[tuple[str, str], str]:
+    """(task_id, row key) -> name of its group, by patterns as make_splits takes them."""
     searches = [_compile(pattern) for pattern in patterns]
     parents: dict[tuple[str, str], tuple[str, str]] = {}
 
@@ -203,6 +120,7 @@ def _groups(folder: Folder, patterns: Iterable[str]) -> dict[tuple[str, str], st
             matches = (search.search(row.image_path) for search in searches)
             nodes = [("1 content", row.content)]
             nodes += [("0 name", match[1]) for match in matches if match and match[1]]
+            nodes += [("0 name", row.split_group)] if row.split_group else []
             roots = sorted(map(find, nodes))
             for root in roots[1:]:
                 parents[root] = roots[0]

@@ -1,4 +1,4 @@
-"""One image with the truth and a prediction drawn over it."""
+"""One image with the truth, a prediction or both drawn over it."""
 
 import dataclasses
 
@@ -18,61 +18,79 @@ SIDE = 640
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One answered image.
+    """One image and what is said of it.
 
     Attributes:
         task: what was asked.
         row_key: of which row.
         image: uint8 [H, W], [H, W, 1] or [H, W, 3], of any size but the original's shape.
-        truth: the truth.
-        predicted: the answer.
+        truth: the truth; None where it is not known.
+        predicted: the answer; None where there is none, or nothing but the labels is to be shown.
     """
 
     task: Task
     row_key: str
     image: np.ndarray
-    truth: Answer
-    predicted: Answer
+    truth: Answer | None
+    predicted: Answer | None = None
 
 
-def draw(example: Example) -> np.ndarray:
+def draw(example: Example, side: int = SIDE) -> np.ndarray:
     """Draw mask outlines, box or points; the answer over the truth, joined to it point by point.
 
-    A classification is not drawn: `caption` says it in words.
+    A classification is not drawn: `caption` says it in words. Points of a truth alone are numbered.
 
     Returns:
-        uint8 [h, w, 3] RGB, the longer side SIDE pixels.
+        uint8 [h, w, 3] RGB, the longer side `side` pixels.
     """
     height, width = example.image.shape[:2]
-    scale = SIDE / max(height, width)
+    scale = side / max(height, width)
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
     grey = example.image.ndim == 3 and example.image.shape[2] == 1
     picture = resize_image(example.image[..., 0] if grey else example.image, size, 3)
-    true, predicted = (content(example.task, a) for a in (example.truth, example.predicted))
+    said = [
+        (content(example.task, answer), colour)
+        for answer, colour in ((example.truth, TRUTH), (example.predicted, PREDICTED))
+        if answer is not None
+    ]
     if example.task.type == "segmentation":
         for c in range(1, example.task.num_classes):
-            _outline(picture, true == c, TRUTH)
-            _outline(picture, predicted == c, PREDICTED)
+            for mask, colour in said:
+                _outline(picture, mask == c, colour)
     elif example.task.type == "detection":
-        for box, colour in ((true, TRUTH), (predicted, PREDICTED)):
+        for box, colour in said:
             low, high = _pixels(box.reshape(2, 2), size)
             cv2.rectangle(picture, low, high, colour, 2, cv2.LINE_AA)
-    elif example.task.type == "regression":
-        present = ~np.isnan(true).any(axis=1)
-        pairs = zip(_pixels(true[present], size), _pixels(predicted[present], size), strict=True)
-        for a, b in pairs:
-            cv2.line(picture, a, b, (255, 255, 255), 1, cv2.LINE_AA)
-            cv2.circle(picture, a, 7, TRUTH, 2, cv2.LINE_AA)
-            cv2.drawMarker(picture, b, PREDICTED, cv2.MARKER_TILTED_CROSS, 14, 2, cv2.LINE_AA)
+    elif example.task.type == "regression" and said:
+        _points(picture, *(points for points, _ in said))
     return picture
 
 
 def caption(example: Example) -> str:
     """What the picture cannot say: the classes of a classification, else nothing."""
-    if example.task.type != "classification":
+    if example.task.type != "classification" or example.truth is None:
         return ""
-    true, probs = (content(example.task, a) for a in (example.truth, example.predicted))
-    return f"truth: class {true.argmax()}; model: class {probs.argmax()} ({probs.max():.0%})"
+    true = content(example.task, example.truth).argmax()
+    if example.predicted is None:
+        return f"class {true}"
+    probs = content(example.task, example.predicted)
+    return f"truth: class {true}; model: class {probs.argmax()} ({probs.max():.0%})"
+
+
+def _points(picture: np.ndarray, true: np.ndarray, predicted: np.ndarray | None = None) -> None:
+    height, width = picture.shape[:2]
+    present = np.flatnonzero(~np.isnan(true).any(axis=1))
+    places = _pixels(true[present], (height, width))
+    if predicted is None:
+        for k, (x, y) in zip(present, places, strict=True):
+            cv2.circle(picture, (x, y), 5, TRUTH, 2, cv2.LINE_AA)
+            corner, font = (x + 8, y - 4), cv2.FONT_HERSHEY_SIMPLEX
+            cv2.putText(picture, str(k + 1), corner, font, 0.5, TRUTH, 1, cv2.LINE_AA)
+        return
+    for a, b in zip(places, _pixels(predicted[present], (height, width)), strict=True):
+        cv2.line(picture, a, b, (255, 255, 255), 1, cv2.LINE_AA)
+        cv2.circle(picture, a, 7, TRUTH, 2, cv2.LINE_AA)
+        cv2.drawMarker(picture, b, PREDICTED, cv2.MARKER_TILTED_CROSS, 14, 2, cv2.LINE_AA)
 
 
 def _outline(picture: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> None:

@@ -1,7 +1,12 @@
 """A self-contained page: its look, and the pieces that reports are made of."""
 
+import base64
 import html
+import io
 from collections.abc import Iterable, Sequence
+
+import numpy as np
+from PIL import Image
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2733; --soft: #5d6b7a; --line: #dde3ea;
@@ -73,3 +78,16 @@ def table(head: Sequence[str], rows: Sequence[str], numbers: int) -> str:
         f'<div class="scroll"><table><thead><tr>{cells}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
+
+
+def picture(pixels: np.ndarray, label: str) -> str:
+    """An image as an element.
+
+    Args:
+        pixels: uint8 [h, w, 3] RGB.
+        label: plain text, for those who have it read aloud.
+    """
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, "JPEG", quality=88, subsampling=0)
+    encoded = base64.b64encode(data.getvalue()).decode()
+    return f'<img alt="{html.escape(label)}" src="data:image/jpeg;base64,{encoded}"/>'

@@ -1,6 +1,5 @@
 """report.html: one self-contained page that says how a run went."""
 
-import base64
 import collections
 import csv
 import html
@@ -9,7 +8,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 
 from etils import epath
-from PIL import Image
 
 import usfm
 from usfm.evaluation.curves import draw_curve, read_losses
@@ -17,7 +15,7 @@ from usfm.evaluation.experts import read_routing, routing_rows
 from usfm.evaluation.files import write_atomically
 from usfm.evaluation.metrics import LOWER_IS_BETTER, PRIMARY
 from usfm.evaluation.overlay import PREDICTED, TRUTH, Example, caption, draw
-from usfm.evaluation.page import page, table
+from usfm.evaluation.page import page, picture, table
 from usfm.evaluation.table import notes, number, table_lines
 
 STYLE = f"""
@@ -117,15 +115,12 @@ def _examples(examples: Sequence[Example]) -> Iterator[str]:
     yield '<p><i class="key truth"></i> truth <i class="key predicted"></i> model</p>'
     yield '<div class="cards">'
     for example in examples:
-        data = io.BytesIO()
-        Image.fromarray(draw(example)).save(data, "JPEG", quality=88, subsampling=0)
-        task_id = html.escape(example.task.id)
+        shown = picture(draw(example), f"{example.task.id}: truth and prediction")
         said = "<br/>".join(
             html.escape(text) for text in (caption(example), example.row_key) if text
         )
         yield (
-            f'<figure><b>{task_id}</b><img alt="{task_id}: truth and prediction" '
-            f'src="data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"/>'
+            f"<figure><b>{html.escape(example.task.id)}</b>{shown}"
             f"<figcaption>{said}</figcaption></figure>"
         )
     yield "</div>"

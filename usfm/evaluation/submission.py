@@ -32,8 +32,11 @@ def write_submission(
         output_dir: OUT, made where it is missing.
 
     Raises:
-        ValueError: a mask has the wrong size or classes, or two rows name one mask file.
+        UserError: two rows name one mask file, or images of two folders have one name; the latter
+            before anything is answered.
+        ValueError: a mask has the wrong size or classes.
     """
+    _check_names(folder)
     output_dir = epath.Path(output_dir)
     tasks = {task.id: task for task in folder.tasks}
     entries: dict[str, list[tuple[tuple[str, int], dict]]] = {
@@ -54,6 +57,22 @@ def write_submission(
         ordered = [entry for _, entry in sorted(of_type, key=lambda item: item[0])]
         text = json.dumps(ordered, indent=2, ensure_ascii=False, allow_nan=False)
         write_atomically(output_dir / f"{type_}_predictions.json", text.encode() + b"\n")
+
+
+def _check_names(folder: Folder) -> None:
+    """Refuses images of several folders that the form calls by one name."""
+    first: dict[tuple[str, ...], Row] = {}
+    for task in folder.tasks:
+        for row in folder.rows[task.id]:
+            of_task = (task.id, row.image_path)
+            name = (str(mask_file(row)),) if task.type == "segmentation" else of_task
+            other = first.setdefault(name, row)
+            if other.root != row.root:
+                raise UserError(
+                    f"{row.csv} line {row.line}: {name[-1]} is also the name of {other.csv} line "
+                    f"{other.line}, and predictions cannot tell them apart: predict one folder of "
+                    f"{folder.place} at a time"
+                )
 
 
 def mask_file(row: Row) -> pathlib.PurePosixPath:

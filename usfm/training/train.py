@@ -175,7 +175,7 @@ def _check_tasks(begun: tuple[Task, ...], folder: Folder) -> None:
     if begun != folder.tasks:
         before, now = (", ".join(task.id for task in tasks) for tasks in (begun, folder.tasks))
         raise UserError(
-            f"the run was begun on the tasks {before}; {folder.root} has {now}, or other ones of "
+            f"the run was begun on the tasks {before}; {folder.place} has {now}, or other ones of "
             "these names: give the folder it was begun with, or another --workdir"
         )
 
