@@ -249,8 +249,8 @@ def check(config: ConfigDict) -> None:
             raise UserError(
                 f"data.augment_by_type: there is no task type {kind!r}; {suggest(kind, TYPES)}"
             )
-        if not 0 <= strength <= 1:
-            raise UserError(f"data.augment_by_type.{kind}={strength} is outside [0, 1]")
+        if not isinstance(strength, int | float) or not 0 <= strength <= 1:
+            raise UserError(f"data.augment_by_type.{kind}={strength!r}: give a number from 0 to 1")
     temperature = config.data.temperature
     if temperature != 0 and not temperature >= 0.1:
         raise UserError(

@@ -93,7 +93,7 @@ def test_a_shadow_darkens_a_sector_below_its_origin(across, depth):
     assert not dark[begin > DEPTH].any()
     assert light.min() == pytest.approx(1 - appearance.SHADOW, abs=1e-3)
     widths = []
-    for row in np.flatnonzero(DEPTH > begin + 1 / SIDE):
+    for row in np.flatnonzero(begin + 1 / SIDE < DEPTH):
         columns = np.flatnonzero(dark[row])
         assert (np.diff(columns) == 1).all()
         # On the ray through the origin, from an apex above the image's middle.
