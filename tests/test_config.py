@@ -52,6 +52,13 @@ def test_debug_makes_any_config_small():
         ("data.temperature", -1.0, r"data\.temperature=-1\.0: give 0"),
         ("data.temperature", float("nan"), r"data\.temperature=nan: give 0"),
         ("data.augment", -0.1, r"data\.augment=-0\.1 is outside \[0, 1\]"),
+        (
+            "data.augment_by_type",
+            {"segmentatoin": 0.5},
+            r"data\.augment_by_type: there is no task type 'segmentatoin'; did you mean 'segment",
+        ),
+        ("data.augment_by_type", {"detection": 2}, r"augment_by_type\.detection=2: give a number"),
+        ("data.augment_by_type", {"detection": "2"}, r"augment_by_type\.detection='2': give a"),
         ("model.variant", "vitx", r"model\.variant='vitx' is not one of .*vits16"),
         ("model.dtype", "float16", r"model\.dtype='float16' is not one of float32, bfloat16"),
         ("model.remat", "some", r"model\.remat='some' is not one of none, dots, full"),

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict, config_dict
 
 from usfm.errors import UserError
 from usfm.tasks import TYPES
+from usfm.tasks.suggest import suggest
 
 
 def base() -> ConfigDict:
@@ -51,6 +52,7 @@ def base() -> ConfigDict:
     # of that is C: processes pay only where that is not enough.
     config.data.workers = 0
     config.data.augment = 1.0  # strength of the augmentation, 0 to 1
+    config.data.augment_by_type = ConfigDict()  # task type -> its own strength
 
     config.model = ConfigDict()
     config.model.variant = "vits16"
@@ -250,6 +252,13 @@ def check(config: ConfigDict) -> None:
     for task_id, share in config.data.fractions.items():
         if not 0 < share <= 1:
             raise UserError(f"data.fractions.{task_id}={share} is outside (0, 1]")
+    for kind, strength in config.data.augment_by_type.items():
+        if kind not in TYPES:
+            raise UserError(
+                f"data.augment_by_type: there is no task type {kind!r}; {suggest(kind, TYPES)}"
+            )
+        if not isinstance(strength, int | float) or not 0 <= strength <= 1:
+            raise UserError(f"data.augment_by_type.{kind}={strength!r}: give a number from 0 to 1")
     temperature = config.data.temperature
     if temperature != 0 and not temperature >= 0.1:
         raise UserError(

@@ -1,12 +1,18 @@
 import functools
+import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from usfm.data import augment as module
-from usfm.data.augment import augment, normalise
+import usfm.data
+from usfm import config as usfm_config
+from usfm.data import appearance, geometry
+from usfm.data.augment import augment, normalise, strengths
+from usfm.tasks import Task
+from usfm.tasks.fm_uia import TASKS
 
 SLOTS, IMAGES, HEIGHT, WIDTH = 8, 16, 48, 64
 KEY = jax.random.key(3)
@@ -38,19 +44,38 @@ def batch_of(image, **labels):
 @functools.cache
 def compiled(strength, *constants):
     flip_ok = jnp.array([True, False])
-    return jax.jit(functools.partial(augment, strength=strength, flip_ok=flip_ok))
+    return jax.jit(functools.partial(augment, strength=np.array(strength), flip_ok=flip_ok))
 
 
-def run(batch, key=KEY, strength=1.0):
-    constants = [getattr(module, name) for name in ("SHIFT", "GAMMA")]  # what tests may change
+def run(batch, key=KEY, strength=(1.0, 1.0)):
+    """The augmented batch, at a strength for each of its two tasks."""
+    constants = [
+        value for module in (geometry, appearance) for name, value in vars(module).items()
+        if name.isupper()
+    ]  # what tests may change  # fmt: skip
     return jax.tree.map(np.asarray, compiled(strength, *constants)(batch, key))
 
 
 @pytest.fixture
 def true_colours(monkeypatch):
     """Geometry alone."""
-    for name, nothing in (("GAMMA", 1.0), ("CONTRAST", 0.0), ("BRIGHTNESS", 0.0), ("SPECKLE", 0.0)):
-        monkeypatch.setattr(module, name, nothing)
+    for name in ("BLUR", "SHADOW", "SPECKLE", "CONTRAST", "BRIGHTNESS"):
+        monkeypatch.setattr(appearance, name, 0.0)
+    for name in ("GAMMA", "GAIN"):
+        monkeypatch.setattr(appearance, name, 1.0)
+
+
+@pytest.fixture
+def whole_view(monkeypatch):
+    """No sectors."""
+    monkeypatch.setattr(geometry, "OPENING", 0.0)
+
+
+@pytest.fixture
+def only_sectors(monkeypatch, true_colours):
+    """No moves but mirroring."""
+    for name in ("ROTATION", "SCALE", "SHIFT"):
+        monkeypatch.setattr(geometry, name, 0.0)
 
 
 def noise_image(channels=1):
@@ -68,7 +93,7 @@ def ellipse(box):
 def test_strength_zero_changes_nothing():
     box = np.array([0.1, 0.2, 0.5, 0.6], np.float32)
     batch = batch_of(noise_image(), box=box)
-    same = run(batch, strength=0.0)
+    same = run(batch, strength=(0.0, 0.0))
     assert same["image"].dtype == np.float32
     for name, array in batch.items():
         np.testing.assert_array_equal(same[name], array)
@@ -92,17 +117,7 @@ def test_the_key_decides():
     assert (run(batch)["image"] != run(batch, key=jax.random.key(4))["image"]).any()
 
 
-def test_half_of_the_images_are_mirrored_where_the_task_allows_it():
-    image = noise_image()
-    moved = run(batch_of(image), strength=1e-6)["image"]  # next to nothing but mirroring
-    mirrored = np.abs(moved - image[:, ::-1]).max(axis=(2, 3, 4)) < 0.1
-    unmoved = np.abs(moved - image).max(axis=(2, 3, 4)) < 0.1
-    assert (mirrored ^ unmoved).all()
-    assert not mirrored[1::2].any()
-    assert 0.3 < mirrored[::2].mean() < 0.7
-
-
-def test_points_follow_the_image(true_colours):
+def test_points_follow_the_image(true_colours, whole_view):
     point = np.array([[0.4, 0.55]] * 3, np.float32)
     drawn = np.exp(-((X - point[0, 0] * WIDTH) ** 2 + (Y - point[0, 1] * HEIGHT) ** 2) / 18)
     moved = run(batch_of(255 * drawn, points=point, points_valid=[True] * 3))
@@ -117,7 +132,7 @@ def test_points_follow_the_image(true_colours):
     assert found.std(axis=(0, 1)).min() > 1  # they do move
 
 
-def test_shapes_are_turned_and_scaled_but_not_sheared():
+def test_shapes_are_turned_and_scaled_but_not_sheared(true_colours, whole_view):
     corner = np.array([[0.5, 0.5], [0.5 + 10 / WIDTH, 0.5], [0.5, 0.5 + 10 / HEIGHT]], np.float32)
     moved = run(batch_of(noise_image(), points=corner, points_valid=[True] * 3))
     points = moved["points"] * [WIDTH, HEIGHT]
@@ -141,7 +156,7 @@ def test_points_that_leave_the_image_are_no_longer_valid():
     assert ((moved["points"] >= 0) & (moved["points"] <= 1)).all()
 
 
-def test_the_mask_follows_the_image_and_is_255_outside(true_colours):
+def test_the_mask_follows_the_image_and_is_255_outside(true_colours, whole_view):
     mask = ellipse((0.2, 0.3, 0.6, 0.9)).astype(np.uint8)
     moved = run(batch_of(55 + 200 * mask, mask=mask))
     image, moved_mask = moved["image"][..., 0], moved["mask"]
@@ -165,8 +180,8 @@ def test_a_box_follows_the_ellipse_that_fills_it(true_colours):
         np.testing.assert_allclose(found, tight, atol=1.2)
 
 
-def test_an_image_whose_box_would_leave_keeps_its_place(true_colours, monkeypatch):
-    monkeypatch.setattr(module, "SHIFT", 0.6)
+def test_an_image_whose_box_would_leave_keeps_its_place(true_colours, whole_view, monkeypatch):
+    monkeypatch.setattr(geometry, "SHIFT", 0.6)
     image = noise_image()
     box = np.array([0.05, 0.1, 0.35, 0.4], np.float32)
     points = np.array([[0.2, 0.2]] * 3, np.float32)
@@ -196,17 +211,135 @@ def test_labels_a_slot_does_not_have_stay_zero_and_do_not_hold_its_image():
     np.testing.assert_allclose(moved["image"], alone["image"], atol=0.01)
 
 
+def test_what_a_sector_hides_is_not_asked_for(only_sectors, quick_compile):
+    at = np.array([[8, 10], [32, 24], [60, 46]])  # column, row
+    points = ((at + 0.5) / [WIDTH, HEIGHT]).astype(np.float32)
+    mask = np.ones((HEIGHT, WIDTH), np.uint8)
+    light = np.full((HEIGHT, WIDTH), 255)
+    moved = run(batch_of(light, mask=mask, points=points, points_valid=[True] * 3))
+    seen = moved["image"][..., 0] > 127.5
+    np.testing.assert_array_equal(moved["mask"], np.where(seen, 1, 255))
+    unmirrored = moved["points_valid"][1::2]
+    np.testing.assert_array_equal(unmirrored, seen[1::2][:, :, at[:, 1], at[:, 0]])
+    assert unmirrored[..., 1].all()
+    for valid in (unmirrored[..., 0], unmirrored[..., 2]):
+        assert 0.4 < valid.mean() < 0.95
+
+
+def test_a_sector_cuts_no_box(only_sectors, quick_compile):
+    box = np.array([0.1, 0.2, 0.4, 0.5], np.float32)
+    moved = run(batch_of(np.full((HEIGHT, WIDTH), 255), box=box))
+    seen = moved["image"][..., 0] > 127
+    assert 0.1 < (~seen).any(axis=(2, 3)).mean() < 0.5  # of what is no lesion they do cut
+    np.testing.assert_allclose(moved["box"][1::2], np.broadcast_to(box, (SLOTS // 2, IMAGES, 4)))
+    for slot, image in np.ndindex(SLOTS, IMAGES):
+        x_min, y_min, x_max, y_max = moved["box"][slot, image] * [WIDTH, HEIGHT, WIDTH, HEIGHT]
+        inside = (x_min < X) & (x_max > X) & (y_min < Y) & (y_max > Y)
+        assert seen[slot, image][inside].all()
+
+
+def test_a_mask_gets_no_new_classes():
+    mask = np.random.default_rng(2).choice([0, 1, 4], (HEIGHT, WIDTH)).astype(np.uint8)
+    assert set(np.unique(run(batch_of(noise_image(), mask=mask))["mask"])) == {0, 1, 4, 255}
+
+
+def test_colours_leave_labels_alone(true_colours, monkeypatch):
+    labels = {
+        "box": np.array([0.3, 0.3, 0.6, 0.6], np.float32),
+        "points": np.array([[0.3, 0.4], [0.5, 0.5], [0.6, 0.7]], np.float32),
+        "points_valid": np.ones(3, bool),
+        "mask": ellipse((0.2, 0.3, 0.6, 0.9)).astype(np.uint8),
+    }
+    batch = batch_of(noise_image(), **labels)
+    plain = run(batch)
+    monkeypatch.undo()
+    coloured = run(batch)
+    assert np.abs(coloured["image"] - plain["image"]).mean() > 2
+    for name in labels:
+        np.testing.assert_allclose(coloured[name], plain[name], atol=1e-6, err_msg=name)
+
+
+def test_each_task_has_its_own_strength(quick_compile):
+    labels = {
+        "points": np.array([[0.02, 0.4], [0.5, 0.5], [0.6, 0.7]], np.float32),
+        "points_valid": np.ones(3, bool),
+        "mask": ellipse((0.2, 0.3, 0.6, 0.9)).astype(np.uint8),
+    }
+    batch = batch_of(noise_image(), **labels)
+    mixed, full = run(batch, strength=(0.0, 1.0)), run(batch)
+    for name in ("image", *labels):
+        # A strength of 0 among others: the image as it was, but for rounding.
+        np.testing.assert_allclose(mixed[name][::2], batch[name][::2], atol=1e-2, err_msg=name)
+        np.testing.assert_allclose(mixed[name][1::2], full[name][1::2], atol=1e-2, err_msg=name)
+        assert (full[name][::2] != np.asarray(batch[name])[::2]).any(), name
+
+
+def test_a_types_strength_is_over_the_one_for_all():
+    data = usfm_config.base().data
+    tasks = [Task("a", "detection", 1), Task("b", "segmentation", 2), Task("c", "regression", 0, 1)]
+    data.augment = 0.5
+    assert strengths(data, tasks).tolist() == [0.5, 0.5, 0.5]
+    data.augment_by_type = {"segmentation": 1.0, "regression": 0.0}
+    assert strengths(data, tasks).tolist() == [0.5, 1.0, 0.0]
+
+
+def test_no_strength_at_all_compiles_to_the_plain_cast():
+    batch, flip_ok = batch_of(noise_image()), jnp.ones(2, bool)
+    plain = jax.make_jaxpr(lambda image: image.astype(jnp.float32))(batch["image"])
+    nothing = functools.partial(augment, strength=np.zeros(2), flip_ok=flip_ok)
+    made = jax.make_jaxpr(lambda image: nothing(batch | {"image": image}, KEY)["image"])
+    assert str(made(batch["image"])) == str(plain)
+
+
+def test_of_the_27_tasks_half_the_images_are_mirrored_but_of_those_with_sides_none(quick_compile):
+    tasks = list(TASKS.values())
+    image = noise_image()
+    batch = {
+        "image": jnp.broadcast_to(jnp.asarray(image), (len(tasks), IMAGES, *image.shape)),
+        "task": jnp.arange(len(tasks)),
+    }
+    flip_ok = jnp.array([task.flip_ok for task in tasks])
+    weak = np.full(len(tasks), 1e-6)  # next to nothing but mirroring
+    moved = jax.jit(functools.partial(augment, strength=weak, flip_ok=flip_ok))(batch, KEY)
+    mirrored, unmoved = (
+        np.abs(np.asarray(moved["image"]) - picture).max(axis=(2, 3, 4)) < 0.1
+        for picture in (image[:, ::-1], image)
+    )
+    assert (mirrored ^ unmoved).all()
+    sided = {id for id in TASKS if "_pos_" in id} | {t.id for t in tasks if t.type == "regression"}
+    assert len(sided) == 5
+    assert {t.id for t, of_task in zip(tasks, mirrored, strict=True) if not of_task.any()} == sided
+    assert 0.4 < mirrored[[task.id not in sided for task in tasks]].mean() < 0.6
+
+
 def test_one_device_and_eight_give_the_same():
-    batch = batch_of(noise_image())
+    batch = batch_of(
+        noise_image(),
+        box=np.array([0.3, 0.3, 0.6, 0.6], np.float32),
+        points=np.array([[0.3, 0.4], [0.5, 0.5], [0.6, 0.7]], np.float32),
+        points_valid=np.ones(3, bool),
+        mask=ellipse((0.2, 0.3, 0.6, 0.9)).astype(np.uint8),
+    )
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     spread = jax.device_put(batch, jax.NamedSharding(mesh, jax.P("data")))
-    np.testing.assert_allclose(run(spread)["image"], run(batch)["image"], atol=1e-3)
+    eight, one = run(spread), run(batch)
+    for name, array in one.items():
+        np.testing.assert_allclose(eight[name], array, atol=1e-3, err_msg=name)
 
 
-@pytest.mark.parametrize("strength", [-0.1, 1.1])
+@pytest.mark.parametrize("strength", [-0.1, 1.1, np.nan])
 def test_a_strength_outside_zero_to_one_is_an_error(strength):
+    both = np.array([0.5, strength])
     with pytest.raises(ValueError, match="strength of augmentation"):
-        augment(batch_of(noise_image()), KEY, strength=strength, flip_ok=jnp.ones(2, bool))
+        augment(batch_of(noise_image()), KEY, strength=both, flip_ok=jnp.ones(2, bool))
+
+
+def test_only_the_files_of_the_device_import_jax():
+    # Data workers start without it, and must not see the accelerator.
+    folder = pathlib.Path(usfm.data.__file__).parent
+    found = {path.name for path in folder.rglob("*.py")
+             if re.search(r"^\s*(import|from) jax\b", path.read_text(), re.M)}  # fmt: skip
+    assert found == {"augment.py", "geometry.py", "appearance.py"}
 
 
 def test_normalise_gives_imagenet_statistics_in_three_channels():

@@ -11,6 +11,7 @@ import pytest
 from usfm import config as usfm_config
 from usfm.tasks import Task
 from usfm.training import sharding
+from usfm.training import step as step_module
 from usfm.training.checkpoint import Checkpoints
 from usfm.training.program import make_program
 from usfm.training.state import TrainState
@@ -153,6 +154,25 @@ def test_a_run_goes_on_from_a_checkpoint_to_the_bit(run):
     assert resumed.keys() == straight.keys()
     for name, array in straight.items():
         assert resumed[name].tobytes() == array.tobytes(), name
+
+
+def test_images_are_augmented_by_the_strength_of_their_type(monkeypatch):
+    asked = {}
+
+    def watched(batch, key, **options):
+        asked.update(options)
+        return augment(batch, key, **options)
+
+    augment = step_module.augment
+    monkeypatch.setattr(step_module, "augment", watched)
+    config = usfm_config.debug(usfm_config.base())
+    config.data.augment_by_type = {"classification": 0.25, "detection": 0.75}
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "expert": 1}, jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        program = make_program(config, TASKS, {"classification": 2}, mesh)
+        jax.eval_shape(program.step, program.abstract, make_batch(0), Own(np.uint32(0)))
+    assert asked["strength"].tolist() == [0.25, 0.25]
+    assert asked["flip_ok"].tolist() == [True, True]
 
 
 def test_an_encoder_with_low_rank_updates_learns_in_them_alone(quick_compile):

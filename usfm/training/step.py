@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from usfm.data.augment import augment, normalise
+from usfm.data.augment import augment, normalise, strengths
 from usfm.models.m2dino import M2DINO
 from usfm.objectives import multitask
 from usfm.objectives.functions import Functions
@@ -76,7 +76,7 @@ def make_step(
     learning_rate = schedule(config.optimizer, config.train.steps)
     moe = config.model.moe
     router_loss = RouterLoss(moe.balance_weight, moe.z_weight)
-    strength = config.data.augment
+    strength = strengths(config.data, model.tasks)
     flip_ok = jnp.array([task.flip_ok for task in model.tasks])
 
     def step(
