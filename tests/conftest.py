@@ -10,6 +10,9 @@ import sys
 from collections.abc import Callable, Iterator
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+# XLA's own passes run, LLVM's do not: programs compile in a third of the time, and run slower. Here
+# there is much to compile and little to run. The processes that tests start inherit both.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import numpy as np
@@ -148,15 +151,7 @@ def _programs(session_dir):
 
 
 @pytest.fixture
-def quick_compile():
-    """Makes programs compile in a third of the time, and run slower."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture
-def one_device_mesh(monkeypatch, quick_compile):
+def one_device_mesh(monkeypatch):
     """Every mesh is of one device, which compiles fast. The one that `train` sets is taken back."""
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "expert": 1}, jax.devices()[:1])
     monkeypatch.setattr(sharding, "make_mesh", lambda sizes: mesh)

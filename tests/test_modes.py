@@ -25,7 +25,7 @@ TWO = "breast_2cls,lung_2cls"
 
 
 @pytest.fixture
-def workdir(trained, tmp_path, quick_compile):
+def workdir(trained, tmp_path):
     """A copy of the trained workdir, with its newest checkpoint."""
     copy = tmp_path / "workdir"
     with Checkpoints(trained / "checkpoints") as checkpoints:

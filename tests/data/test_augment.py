@@ -211,7 +211,7 @@ def test_labels_a_slot_does_not_have_stay_zero_and_do_not_hold_its_image():
     np.testing.assert_allclose(moved["image"], alone["image"], atol=0.01)
 
 
-def test_what_a_sector_hides_is_not_asked_for(only_sectors, quick_compile):
+def test_what_a_sector_hides_is_not_asked_for(only_sectors):
     at = np.array([[8, 10], [32, 24], [60, 46]])  # column, row
     points = ((at + 0.5) / [WIDTH, HEIGHT]).astype(np.float32)
     mask = np.ones((HEIGHT, WIDTH), np.uint8)
@@ -226,7 +226,7 @@ def test_what_a_sector_hides_is_not_asked_for(only_sectors, quick_compile):
         assert 0.4 < valid.mean() < 0.95
 
 
-def test_a_sector_cuts_no_box(only_sectors, quick_compile):
+def test_a_sector_cuts_no_box(only_sectors):
     box = np.array([0.1, 0.2, 0.4, 0.5], np.float32)
     moved = run(batch_of(np.full((HEIGHT, WIDTH), 255), box=box))
     seen = moved["image"][..., 0] > 127
@@ -259,7 +259,7 @@ def test_colours_leave_labels_alone(true_colours, monkeypatch):
         np.testing.assert_allclose(coloured[name], plain[name], atol=1e-6, err_msg=name)
 
 
-def test_each_task_has_its_own_strength(quick_compile):
+def test_each_task_has_its_own_strength():
     labels = {
         "points": np.array([[0.02, 0.4], [0.5, 0.5], [0.6, 0.7]], np.float32),
         "points_valid": np.ones(3, bool),
@@ -291,7 +291,7 @@ def test_no_strength_at_all_compiles_to_the_plain_cast():
     assert str(made(batch["image"])) == str(plain)
 
 
-def test_of_the_27_tasks_half_the_images_are_mirrored_but_of_those_with_sides_none(quick_compile):
+def test_of_the_27_tasks_half_the_images_are_mirrored_but_of_those_with_sides_none():
     tasks = list(TASKS.values())
     image = noise_image()
     batch = {

@@ -20,7 +20,7 @@ def fresh(model):
 
 
 @pytest.fixture
-def make_predictor(small_folder, quick_compile):
+def make_predictor(small_folder):
     """Makes a predictor with fresh parameters on so many devices."""
     model = M2DINO(small_folder.tasks, variant="tiny", decoder_width=dict.fromkeys(TYPES, 8))
 

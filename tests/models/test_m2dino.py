@@ -44,11 +44,6 @@ def perturbed(model: M2DINO):
     )
 
 
-@pytest.fixture(autouse=True)
-def _quickly(quick_compile):
-    """There is much to compile and little to run."""
-
-
 @pytest.fixture(scope="module")
 def params():
     """Random parameters of the plain model."""

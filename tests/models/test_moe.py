@@ -23,8 +23,6 @@ PLENTY = 4.0  # a capacity that no router exhausts
 # Two ways to sum the same float32 numbers, of order 1 and some dozens of terms.
 close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-5)
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def make_mixture(top_k: int = 0, capacity: float = PLENTY, experts: int = EXPERTS) -> Mixture:
     return Mixture(experts, (0,), top_k, capacity)

@@ -1,4 +1,4 @@
-"""A study from the command line: whole, and killed at a random moment."""
+"""A study from the command line: whole, and killed at ten random moments."""
 
 import csv
 import json
@@ -15,7 +15,9 @@ import pytest
 from usfm.study.execute import LOG
 
 ROOT = pathlib.Path(__file__).parents[2]
-CELLS = 3 * 2  # two tasks alone and both together, by two seeds
+CELLS = 3 * 2 * 3  # two tasks alone and both together, by two fractions and three seeds
+KILLS = 10
+CELL_SECONDS = 2.0  # about as long as one takes
 
 
 def start(phantoms, shared, workdir):
@@ -29,8 +31,8 @@ def start(phantoms, shared, workdir):
         "train.steps": 3,
         "train.examples_per_slot": 2,
         "study.plans": "('all_task',)",
-        "study.fractions": "(1.0,)",
-        "study.seeds": "(0, 1)",
+        "study.fractions": "(0.5, 1.0)",
+        "study.seeds": "(0, 1, 2)",
     }
     return subprocess.Popen(
         [
@@ -69,19 +71,22 @@ def test_a_study_that_is_killed_says_what_an_undisturbed_one_says(phantoms, sess
         gains = list(csv.DictReader(file))
     assert {(gain["arm"], gain["task"]) for gain in gains} == {
         ("all_task", "breast_2cls"), ("all_task", "lung_2cls")}  # fmt: skip
-    assert {(gain["seeds"], gain["verdict"]) for gain in gains} == {("2", "undecided")}
+    assert {(gain["seeds"], gain["verdict"]) for gain in gains} == {("3", "no call")}
     assert (whole / "study.html").exists()
 
     killed.mkdir()
     shutil.copy(whole / "step_seconds.json", killed)  # timing them again would show nothing
-    moment = random.randrange(CELLS)
-    print(f"killed after {moment} cells")
-    process = start(phantoms, session_dir, killed)
-    while len(lines_of(killed)) <= moment:
+    moments = [random.uniform(0, CELL_SECONDS) for _ in range(KILLS)]
+    print(f"killed {', '.join(f'{moment:.2f}' for moment in moments)} s after a cell was done")
+    for number, moment in enumerate(moments):
+        process = start(phantoms, session_dir, killed)
+        while len(lines_of(killed)) <= number:
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.01)
+        time.sleep(moment)
         assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.01)
-    process.kill()
-    process.communicate(timeout=120)
+        process.kill()
+        process.communicate(timeout=120)
     finish(start(phantoms, session_dir, killed))
     assert (killed / "gains.csv").read_bytes() == (whole / "gains.csv").read_bytes()
     done = [line["cell"] for line in lines_of(killed) if line["status"] == "done"]

@@ -112,15 +112,7 @@ def perturbed(params):
 
 
 @pytest.fixture(scope="module")
-def _quickly():
-    """XLA's own passes run, LLVM's do not: a third of the time to compile."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture(scope="module")
-def one_device(_quickly):
+def one_device():
     return three_steps(1, 1)
 
 
@@ -129,7 +121,6 @@ def test_eight_devices_learn_what_one_learns(one_device, data, fsdp):
     assert_equal(three_steps(data, fsdp), one_device)
 
 
-@pytest.mark.usefixtures("_quickly")
 def test_experts_on_an_axis_of_their_own_learn_the_same():
     # Of so much capacity that none asks elsewhere, whichever tokens are sorted together.
     mixture = Mixture(experts=4, layers=(2, 3), top_k=2, capacity=2.0)

@@ -80,7 +80,6 @@ class Run:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Any:
-    jax.config.update("jax_disable_most_optimizations", True)
     step, state, abstract = start(
         **{"optimizer.freeze": FREEZE, "optimizer.layer_decay": 0.8, "train.ema": EMA}
     )
@@ -91,8 +90,7 @@ def run(tmp_path_factory) -> Any:
             states.append(named(state))
             if number == 1:
                 checkpoints.save(2, state, {})
-    yield Run(step, abstract, states, directory)
-    jax.config.update("jax_disable_most_optimizations", False)
+    return Run(step, abstract, states, directory)
 
 
 def batch_of(number: int) -> dict[str, Any]:
@@ -175,7 +173,7 @@ def test_images_are_augmented_by_the_strength_of_their_type(monkeypatch):
     assert asked["flip_ok"].tolist() == [True, True]
 
 
-def test_an_encoder_with_low_rank_updates_learns_in_them_alone(quick_compile):
+def test_an_encoder_with_low_rank_updates_learns_in_them_alone():
     # Beside pcgrad, which asks for the Gramian of what is trained.
     fields = {"model.lora.rank": 2, "multitask.method": "pcgrad", "train.ema": 0.0}
     step, state, _ = start(**fields)
