@@ -97,7 +97,7 @@ def _shares(study: Study, cells: Sequence[Cell], processes: int) -> list[list[Ce
     shares: list[list[Cell]] = [[] for _ in range(min(processes, len(by_shape)))]
     load = [0] * len(shares)
     cost = {
-        shape: COMPILING + sum(len(cell.tasks) * (1 + study.records(cell)) for cell in of_shape)
+        shape: COMPILING + sum(len(cell.tasks) for cell in of_shape)
         for shape, of_shape in by_shape.items()
     }
     for shape in sorted(cost, key=cost.__getitem__, reverse=True):
