@@ -1,4 +1,4 @@
-"""What becomes of DICOM files: frames, kinds of pixels, windows, regions, and where they are read."""
+"""What becomes of DICOM files: frames, kinds of pixels, windows, ultrasound regions."""
 
 import io
 
@@ -99,7 +99,9 @@ def test_a_palette_gives_its_colours(save_dicom, path, bits):
 
 
 def test_monochrome1_has_white_at_its_least_value(save_dicom, path):
-    np.testing.assert_array_equal(read_image(save_dicom(path, GREY, kind="MONOCHROME1")), 255 - GREY)
+    np.testing.assert_array_equal(
+        read_image(save_dicom(path, GREY, kind="MONOCHROME1")), 255 - GREY
+    )
 
 
 def test_without_a_window_the_bits_stored_are_spread_whatever_the_image_holds(save_dicom, path):
@@ -147,7 +149,9 @@ def test_a_frame_is_named_by_its_number_from_1(save_dicom, path, options):
     with pytest.raises(ImageError, match=r"a\.dcm holds 3 frames; name one .* #1 to #3$"):
         read_image(path)
     for number in (0, 4):
-        with pytest.raises(ImageError, match=rf"a\.dcm#{number} has no frame {number}; .* #1 to #3"):
+        with pytest.raises(
+            ImageError, match=rf"a\.dcm#{number} has no frame {number}; .* #1 to #3"
+        ):
             read_image(f"{path}#{number}")
 
 
@@ -274,7 +278,8 @@ def test_a_row_without_a_frame_or_with_a_wrong_one_is_named(root):
         "d.csv line 2, image_path: I/clip.dcm holds 3 frames; name one by its number behind the "
         "path, #1 to #3",
         "d.csv line 3, image_path: I/clip.dcm#4 has no frame 4; its frames are #1 to #3",
-        "d.csv line 4, image_path: there is no file I/gone.dcm#1; correct the path or bring the file",
+        "d.csv line 4, image_path: there is no file I/gone.dcm#1; correct the path or bring the "
+        "file",
     ]
 
 

@@ -95,6 +95,8 @@ def _check_header(header: pydicom.Dataset) -> None:
     if lacking:
         raise ImageError(f"lacks {', '.join(lacking)}: it may hold something else than an image")
     check_size(header.Columns, header.Rows)
+    if frames(header) < 1:
+        raise ImageError(f"says that it holds {frames(header)} frames")
     kind = header.PhotometricInterpretation
     samples = {**dict.fromkeys((*GREY, PALETTE), 1), **dict.fromkeys(COLOUR, 3)}.get(kind)
     if samples is None:
@@ -150,6 +152,8 @@ def check_pixel_data(file: BinaryIO, header: pydicom.Dataset, index: int) -> Non
         if image.size != (header.Columns, header.Rows):
             said = f"{header.Columns} x {header.Rows}"
             raise ImageError(f"is {image.width} x {image.height}, where its header says {said}")
+        if header.BitsStored > 8 and not image.mode.startswith("I"):
+            raise ImageError(f"has 8 bits, where its header says {header.BitsStored}")
 
 
 def _check_rle(frame: bytes, header: pydicom.Dataset) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import re
+import textwrap
 import types
 from collections.abc import Iterator
 
@@ -107,8 +108,8 @@ def _decoding(path: str | os.PathLike) -> Iterator[tuple[str, int | None, types.
         error.path = os.fspath(path)
         raise
     except Exception as error:  # on damaged bytes a decoder may raise anything
-        # pydicom puts whole tracebacks into its messages.
-        why = " ".join(str(error).split()).partition(" Traceback ")[0] or type(error).__name__
+        # pydicom puts whole tracebacks and pixels into its messages.
+        why = textwrap.shorten(str(error), 160, placeholder=" ...") or type(error).__name__
         damaged = ImageError(f"cannot be decoded ({why})")
         damaged.path = os.fspath(path)
         raise damaged from error

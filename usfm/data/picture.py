@@ -1,10 +1,17 @@
 """Pixels of the files that Pillow decodes: PNG, JPEG, BMP, TIFF, GIF, WebP, JPEG 2000."""
 
-import os
+import contextlib
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image, ImageOps, TiffImagePlugin
+from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import (
+    IMAGELENGTH,
+    IMAGEWIDTH,
+    PHOTOMETRIC_INTERPRETATION,
+    TiffImageFile,
+)
 
 from usfm.data.limits import MAX_PIXELS, ImageError, check_size, frame_index
 
@@ -12,6 +19,8 @@ from usfm.data.limits import MAX_PIXELS, ImageError, check_size, frame_index
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "TIFF", "WEBP")
 # Grey samples below 8 bits are stretched to 0..255 on reading; by how much.
 STRETCH = {"L;2": 85, "L;4": 17}
+SAVE = "save it with 8 or 16 bits a channel"
+IDS = "save class ids as an 8-bit grey PNG"
 
 # Pillow refuses twice this number, wherever it meets a size: in a header, a page or a tile.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
@@ -27,11 +36,12 @@ def read_image(path: str, frame: int | None) -> np.ndarray:
     Returns:
         uint8 [H, W] for a grey image, uint8 [H, W, 3] RGB for a colour one.
     """
-    image, _ = _decode(path, frame)
+    image, samples = _decode(path, frame)
     if image.mode.startswith("I;16"):
-        return _top_byte(image)
-    if image.mode in ("I", "F", "LAB"):
-        raise ImageError(f"has no stated black and white (mode {image.mode})", _SAVE)
+        grey = (np.asarray(image) >> (4 if samples.startswith("I;12") else 8)).astype(np.uint8)
+        return 255 - grey if samples.endswith("I") else grey
+    if image.mode in ("I", "F"):
+        raise ImageError(f"has no stated black and white (mode {image.mode})", SAVE)
     if image.mode in ("1", "L", "LA"):
         return np.asarray(image.convert("L"))
     if image.mode == "RGBa" or "transparency" in image.info:
@@ -51,62 +61,58 @@ def read_mask(path: str, frame: int | None) -> np.ndarray:
     if image.mode in ("I", "I;16", "I;16B") and pixels.min() >= 0 and pixels.max() <= 255:
         return pixels.astype(np.uint8)
     if image.mode.startswith(("I", "F")):
-        raise ImageError(f"has values that are no class ids (mode {image.mode})", _SAVE)
+        raise ImageError(f"has values that are no class ids (mode {image.mode})", IDS)
     if image.mode in ("1", "L", "P"):
         return pixels.astype(np.uint8) // STRETCH.get(samples, 1)
     colours = pixels[..., : 1 if image.mode == "LA" else 3]
     if image.mode not in ("LA", "RGB", "RGBA") or np.any(colours != colours[..., :1]):
-        raise ImageError("is a colour image", _IDS)
+        raise ImageError("is a colour image", IDS)
     if ";16" in samples:  # of which only the upper bytes were read
-        raise ImageError("has 16 bits a colour", _IDS)
+        raise ImageError("has 16 bits a colour", IDS)
     return np.ascontiguousarray(colours[..., 0])
 
 
-_SAVE = "save it with 8 or 16 bits a channel"
-_IDS = "save class ids as an 8-bit grey PNG"
+@contextlib.contextmanager
+def _open(path: str) -> Iterator[Image.Image]:
+    # Given a path, Pillow maps the file into memory: it crashes where the file is cut meanwhile,
+    # and mixes up the rows of a TIFF that lies on its side.
+    with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
+        yield image
 
 
 def count_frames(path: str) -> int:
     """The number of frames or pages."""
-    with Image.open(path, formats=FORMATS) as image:
+    with _open(path) as image:
         # Beside its picture, a camera's JPEG of several (MPO) has previews of it.
         return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
 
 
 def stored_size(path: str) -> tuple[int, int]:
     """(height, width) before it is turned."""
-    with Image.open(path, formats=FORMATS) as image:
-        if isinstance(image, TiffImagePlugin.TiffImageFile):
-            return image.tag_v2[_HEIGHT], image.tag_v2[_WIDTH]
+    with _open(path) as image:
+        if isinstance(image, TiffImageFile):
+            return image.tag_v2[IMAGELENGTH], image.tag_v2[IMAGEWIDTH]
         return image.height, image.width
 
 
-_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC = 256, 257, 258, 262  # tags of TIFF
-
-
-def _decode(path: str | os.PathLike, frame: int | None) -> tuple[Image.Image, str]:
-    """The image, and how its samples are laid out in the file, in Pillow's words (raw mode)."""
+def _decode(path: str, frame: int | None) -> tuple[Image.Image, str]:
+    """The image, upright, and how its samples lie in the file, in Pillow's words (raw mode)."""
     try:
         index = frame_index(frame, count_frames(path))
-        with Image.open(path, formats=FORMATS) as image:
+        with _open(path) as image:
             check_size(*image.size)
             if image.format == "PNG":
                 image.verify()  # its checksums, which the decoder passes over
-        with Image.open(path, formats=FORMATS) as image:
+        with _open(path) as image:
             image.seek(index)
-            layout = image.tile[0].args if image.tile else ""
-            ImageOps.exif_transpose(image, in_place=True)
+            samples = image.tile[0].args if image.tile else ""
+            samples = samples if isinstance(samples, str) else str(samples[0])
+            if isinstance(image, TiffImageFile) and image.mode == "I;16":
+                # The only samples with a black 255 that Pillow leaves as they are.
+                inverted = image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0
+                samples += "I" if inverted else ""
+            return ImageOps.exif_transpose(image), samples
     except Image.UnidentifiedImageError:
         raise ImageError("is not an image, or is damaged at its start") from None
     except Image.DecompressionBombError:
         raise ImageError(f"has more pixels than the limit of {MAX_PIXELS}") from None
-    return image, layout if isinstance(layout, str) else str(layout[0])
-
-
-def _top_byte(image: Image.Image) -> np.ndarray:
-    """uint8 [H, W] of grey samples of more than 8 bits."""
-    bits, white_is_zero = 16, False
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        bits, white_is_zero = image.tag_v2[_BITS][0], image.tag_v2.get(_PHOTOMETRIC) == 0
-    grey = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
-    return 255 - grey if white_is_zero else grey
