@@ -16,7 +16,7 @@ from PIL import Image
 from pydicom import uid
 
 from usfm.data.folder import FolderError, read_folder
-from usfm.data.image import ImageError, content_hash, read_image, read_mask
+from usfm.data.image import ImageError, content_hash, count_frames, read_image, read_mask
 
 # Both warn of what they repair; where that is not enough, they raise.
 pytestmark = [
@@ -182,7 +182,6 @@ SIZES = {
     "rgb.jp2": [(b"ihdr", 4, ">LL")],
     "rgb.webp": [(b"VP8L", 9, "<HH")],
     "grey.tif": [(struct.pack("<HHL", tag, 4, 1), 8, "<L") for tag in (256, 257)],
-    "lzw.tif": [(struct.pack("<HHL", tag, 4, 1), 8, "<L") for tag in (256, 257)],
 }
 
 
@@ -236,6 +235,13 @@ def test_a_header_that_turns_its_frames_is_found_out(name, whole):
     change(path, Rows=WIDTH, Columns=HEIGHT)
     with pytest.raises(ImageError, match="is 32 x 24, where its header says 24 x 32"):
         read_image(path)
+
+
+def test_more_frames_than_a_file_has_room_for_are_not_listed(whole):
+    path = whole("rle.dcm")
+    change(path, NumberOfFrames=10**9)
+    with pytest.raises(ImageError, match="says that it holds 1000000000 frames, in"):
+        count_frames(path)
 
 
 def test_dicom_without_pixels_or_encoding_is_named(whole):

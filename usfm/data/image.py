@@ -74,7 +74,10 @@ def read_mask(path: str | os.PathLike) -> np.ndarray:
 def count_frames(path: str | os.PathLike) -> int:
     """The number of frames or pages of a file; raises as read_image does."""
     with _decoding(path) as (file, _, decoder):
-        return decoder.count_frames(file)
+        count, size = decoder.count_frames(file), os.path.getsize(file)
+        if count > size / 8:  # not even the headers of the frames
+            raise ImageError(f"says that it holds {count} frames, in {size} bytes")
+        return count
 
 
 def stored_size(path: str | os.PathLike) -> tuple[int, int]:
