@@ -7,7 +7,12 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.encaps import encapsulate
-from pydicom.uid import ExplicitVRLittleEndian, UltrasoundMultiFrameImageStorage, generate_uid
+from pydicom.uid import (
+    UID,
+    ExplicitVRLittleEndian,
+    UltrasoundMultiFrameImageStorage,
+    generate_uid,
+)
 
 
 def save_dicom(
@@ -34,7 +39,7 @@ def save_dicom(
     shape = pixels.shape["NumberOfFrames" in elements :]
     dataset = pydicom.Dataset()
     dataset.file_meta = pydicom.dataset.FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = encoding if not compress else ExplicitVRLittleEndian
+    dataset.file_meta.TransferSyntaxUID = UID(encoding) if not compress else ExplicitVRLittleEndian
     dataset.SOPClassUID = UltrasoundMultiFrameImageStorage
     dataset.SOPInstanceUID = generate_uid(entropy_srcs=[path.name])
     dataset.Rows, dataset.Columns = shape[:2]

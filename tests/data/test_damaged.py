@@ -29,7 +29,7 @@ ROWS, COLUMNS = np.mgrid[:HEIGHT, :WIDTH]
 GREY = (100 + 70 * np.sin(COLUMNS / 3) + 50 * np.cos(ROWS / 4)).astype(np.uint8)
 RGB = np.stack([GREY, GREY[::-1], 255 - GREY], axis=-1)
 
-PICTURES = {
+PICTURES: dict[str, tuple[np.ndarray, dict]] = {
     "grey.png": (GREY, {}),
     "rgb.png": (RGB, {}),
     "grey.jpg": (GREY, {}),
@@ -42,7 +42,7 @@ PICTURES = {
     "rgb.webp": (RGB, {"lossless": True}),
     "rgb.jp2": (RGB, {}),
 }
-DICOM = {
+DICOM: dict[str, tuple[np.ndarray, dict]] = {
     "plain.dcm": (GREY, {}),
     "implicit.dcm": (RGB, {"encoding": uid.ImplicitVRLittleEndian}),
     "rle.dcm": (RGB, {"encoding": uid.RLELossless, "compress": True}),
@@ -67,10 +67,8 @@ def whole(tmp_path, save_dicom):
         pixels, options = DICOM[name]
         if "kind" in options:
             file = io.BytesIO()
-            format = (
-                {"format": "JPEG2000", "no_jp2": True} if "2000" in name else {"format": "JPEG"}
-            )
-            Image.fromarray(pixels).save(file, **format)
+            format = "JPEG2000" if "2000" in name else "JPEG"
+            Image.fromarray(pixels).save(file, format, no_jp2=True)
             options = options | {"frames": [file.getvalue()]}
         return save_dicom(path, pixels, **options)
 
@@ -333,6 +331,7 @@ def test_a_folder_of_damaged_files_names_each_and_keeps_every_other_as_it_is(who
         assert row.content == content_hash(read_image(folder.image_file(row)))
     paths = [line.split(",")[0] for line in dict.fromkeys(lines)]
     for fault in folder.skipped:
+        assert fault.row is not None
         path = paths[fault.row - 1].removeprefix("../")
         assert fault.fault.startswith(f"{path} ")
         with pytest.raises(ImageError):

@@ -90,7 +90,7 @@ def test_brightness_and_colour_become_rgb(save_dicom, path):
 def test_a_palette_gives_its_colours(save_dicom, path, bits):
     colours = RNG.integers(0, 256, (256, 3), np.uint8)
     tables = colours if bits == 8 else colours.astype(np.uint16) * 256 + 99
-    elements = {}
+    elements: dict[str, list[int] | bytes] = {}
     for k, name in enumerate(("Red", "Green", "Blue")):
         elements[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, bits]
         elements[f"{name}PaletteColorLookupTableData"] = tables[:, k].tobytes()

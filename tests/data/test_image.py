@@ -159,8 +159,7 @@ def test_of_several_pages_a_row_names_one(tmp_path, suffix):
     pages = [np.full((30, 40), value, np.uint8) for value in (0, 100, 255)]
     path = tmp_path / f"a{suffix}"
     first, *others = [Image.fromarray(page).convert("RGB") for page in pages]
-    options = {".tif": {}, ".png": {"default_image": False}}.get(suffix, {})
-    first.save(path, save_all=True, append_images=others, duration=100, lossless=True, **options)
+    first.save(path, save_all=True, append_images=others, duration=100, lossless=True)
     assert count_frames(path) == 3
     for number, page in enumerate(pages, start=1):
         np.testing.assert_array_equal(read_image(f"{path}#{number}"), page[..., None].repeat(3, -1))

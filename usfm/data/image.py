@@ -23,10 +23,10 @@ def split_frame(path: str | os.PathLike) -> tuple[str, int | None]:
 
     A file of that very name is that file.
     """
-    path = os.fspath(path)
-    named = FRAME.fullmatch(path)
-    if named is None or os.path.exists(path):
-        return path, None
+    text = str(path)
+    named = FRAME.fullmatch(text)
+    if named is None or os.path.exists(text):
+        return text, None
     return named[1], int(named[2])
 
 
@@ -108,13 +108,13 @@ def _decoding(path: str | os.PathLike) -> Iterator[tuple[str, int | None, types.
     except FileNotFoundError:
         raise
     except ImageError as error:
-        error.path = os.fspath(path)
+        error.path = str(path)
         raise
     except Exception as error:  # on damaged bytes a decoder may raise anything
         # pydicom puts whole tracebacks and pixels into its messages.
         why = textwrap.shorten(str(error), 160, placeholder=" ...") or type(error).__name__
         damaged = ImageError(f"cannot be decoded ({why})")
-        damaged.path = os.fspath(path)
+        damaged.path = str(path)
         raise damaged from error
 
 

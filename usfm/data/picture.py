@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from PIL.TiffImagePlugin import (
     IMAGELENGTH,
     IMAGEWIDTH,
@@ -73,7 +73,7 @@ def read_mask(path: str, frame: int | None) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _open(path: str) -> Iterator[Image.Image]:
+def _open(path: str) -> Iterator[ImageFile.ImageFile]:
     # Given a path, Pillow maps the file into memory: it crashes where the file is cut meanwhile,
     # and mixes up the rows of a TIFF that lies on its side.
     with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
@@ -105,8 +105,8 @@ def _decode(path: str, frame: int | None) -> tuple[Image.Image, str]:
                 image.verify()  # its checksums, which the decoder passes over
         with _open(path) as image:
             image.seek(index)
-            samples = image.tile[0].args if image.tile else ""
-            samples = samples if isinstance(samples, str) else str(samples[0])
+            layout = image.tile[0].args if image.tile else ""
+            samples = str(layout[0] if isinstance(layout, tuple) else layout)
             if isinstance(image, TiffImageFile) and image.mode == "I;16":
                 # The only samples with a black 255 that Pillow leaves as they are.
                 inverted = image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0
