@@ -7,6 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from usfm import config as usfm_config
 from usfm import modes
@@ -187,6 +188,22 @@ def test_another_folder_without_labels_is_answered(workdir, tmp_path, capsys):
     assert {entry["task_id"] for entry in entries} == {"lung_2cls"}
     assert all(sum(entry["predicted_probs"]) == pytest.approx(1) for entry in entries)
     assert (workdir / "splits.csv").read_text() == splits
+
+
+def test_bare_images_are_answered_and_what_is_none_is_left_out(workdir, tmp_path, capsys):
+    root = tmp_path / "new"
+    (root / "deep").mkdir(parents=True)
+    for name in ("b.png", "deep/a.png"):
+        Image.fromarray(np.zeros((20, 30), np.uint8)).save(root / name)
+    (root / "README").write_text("no image")
+    modes.run_predict(config_of(workdir, tasks="lung_2cls", **{"data.root": str(root)}), workdir)
+    told = capsys.readouterr()
+    assert "2 rows answered" in told.out
+    assert "its images are asked lung_2cls; 1 files are left out" in told.err
+    (file,) = (workdir / "predictions").iterdir()
+    answered = [(entry["task_id"], entry["image_path"]) for entry in json.loads(file.read_text())]
+    assert answered == [("lung_2cls", "../b.png"), ("lung_2cls", "../deep/a.png")]
+    assert "README" in (workdir / "left_out.csv").read_text()
 
 
 def test_another_folder_is_scored_whole_beside_what_training_knew(workdir, tmp_path, capsys):

@@ -8,11 +8,14 @@ import jax
 from ml_collections import ConfigDict
 
 from usfm import config as usfm_config
+from usfm.data.faults import write_faults
 from usfm.data.folder import Folder, Row
 from usfm.data.image import read_image
+from usfm.data.lines import DIRECTORY
 from usfm.data.roots import are_there, identities
-from usfm.data.source import open_folder, open_splits, rows_in, say, training_rows
+from usfm.data.source import cache_dir, open_folder, open_splits, rows_in, say, training_rows
 from usfm.data.splits import Splits
+from usfm.data.unlabelled import folder_of_images
 from usfm.errors import UserError
 from usfm.evaluation import trivial
 from usfm.evaluation.evaluate import Evaluation, Trivial, evaluate, write
@@ -24,6 +27,7 @@ from usfm.evaluation.report import write_report
 from usfm.evaluation.submission import write_submission
 from usfm.evaluation.table import text_table
 from usfm.tasks import Task
+from usfm.tasks.plans import select
 from usfm.training import sharding
 from usfm.training.checkpoint import Checkpoints, tasks_from_meta
 from usfm.training.program import make_model
@@ -95,11 +99,24 @@ def run_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 
 def run_predict(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Answers every row of data.root, labelled or not: workdir/predictions/."""
+    """Answers every row of data.root, labelled or not: workdir/predictions/.
+
+    A folder without CSV files is taken as images, each of which is asked all chosen tasks.
+    """
     usfm_config.check(config)
     predictor = _trained(config, workdir)
-    folder = open_folder(config, workdir, require_labels=False)
-    _check_tasks(predictor.tasks, folder)
+    root = pathlib.Path(config.data.root)
+    if root.is_dir() and not (root / DIRECTORY).exists():
+        asked = select(predictor.tasks, config.tasks)
+        folder = folder_of_images(root, asked, cache_dir=cache_dir(config))
+        write_faults(workdir / "left_out.csv", folder.skipped)
+        say(
+            f"{root} has no {DIRECTORY}/: its images are asked {', '.join(t.id for t in asked)}; "
+            f"{len(folder.skipped)} files are left out, see {workdir}/left_out.csv"
+        )
+    else:
+        folder = open_folder(config, workdir, require_labels=False)
+        _check_tasks(predictor.tasks, folder)
     write_submission(predictor(folder, folder.rows), folder, workdir / "predictions")
     rows = sum(len(of_task) for of_task in folder.rows.values())
     print(f"{rows} rows answered: {workdir / 'predictions'}")

@@ -207,6 +207,25 @@ def test_a_bad_file_is_named_by_every_row_that_uses_it(root, case):
     assert all(each.field == field and fault in each.fault and each.remedy for each in found)
 
 
+def test_labels_are_of_the_image_as_exif_turns_it(root):
+    exif = Image.Exif()
+    exif[274] = 6
+    with Image.open(root / "I/0.png") as image:
+        image.save(root / "I/0.png", exif=exif)  # now seen as 30 x 40
+    found = {
+        each.field: str(each) for each in faults(root) if each.row == 3 or each.file[0] in "rs"
+    }
+    said = "it is stored as 40 x 30 and read turned by its EXIF"
+    assert "the mask is 40 x 30, its image 30 x 40; give a mask of the" in found["mask_path"]
+    assert said in found["mask_path"]
+    assert said in found["x_max"]
+    assert said in found["point_2_xy"]
+    save(root / "M/0.png", np.zeros((40, 30)))
+    write(root, "d", DET, det(box="0,0,30,40"))
+    write(root, "r", REG, reg(second="[30, 40]"))
+    assert read_folder(root).rows["s"][0].height == 40
+
+
 def test_a_0_255_mask_comes_with_its_remedy(root):
     save(root / "M/0.png", np.eye(30, 40) * 255)
     assert "divide the mask by 255" in faults(root)[0].remedy

@@ -8,14 +8,16 @@ import json
 import os
 import pathlib
 import stat
-from collections.abc import Collection
+import sys
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from usfm.data.image import ImageError, content_hash, read_image, read_mask
+from usfm.data.image import burned_in, content_hash, read_image, read_mask, split_frame
+from usfm.data.limits import ImageError
 from usfm.data.progress import progress
 
-# A file as it is wanted: ("image" or "mask", path relative to the root).
+# A file, or a frame of one, as it is wanted: ("image" or "mask", path relative to the root).
 Wanted = tuple[str, str]
 # A file as it was when decoded. ctime is there because it cannot be set back as mtime can.
 Stamp = tuple[int, int, int]
@@ -30,12 +32,14 @@ class Facts:
         width: in pixels.
         content: hash of the decoded pixels.
         values: the class ids of a mask, ascending; () of an image.
+        burned_in: the file says that its pixels show who was examined.
     """
 
     height: int
     width: int
     content: str
     values: tuple[int, ...]
+    burned_in: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +54,8 @@ def check_files(
     root: pathlib.Path, wanted: Collection[Wanted], cache_dir: pathlib.Path | None
 ) -> dict[Wanted, Facts | Unreadable | None]:
     """Decodes every wanted file that is new or changed since the last time.
+
+    Warns of files that say that their pixels show who was examined.
 
     Args:
         root: the data folder.
@@ -76,7 +82,22 @@ def check_files(
                 fresh[file] = stamp, facts
     if cache_file and fresh:
         _save(cache_file, known | fresh)
+    _warn(root, found)
     return found
+
+
+def _warn(root: pathlib.Path, found: Mapping[Wanted, Facts | Unreadable | None]) -> None:
+    shown = {
+        split_frame(path)[0]
+        for (_, path), facts in found.items()
+        if isinstance(facts, Facts) and facts.burned_in
+    }
+    if shown:
+        print(
+            f"warning: {len(shown)} DICOM file{'s' if len(shown) > 1 else ''} of {root} may show "
+            f"names (BurnedInAnnotation is YES), such as {min(shown)}: look before you share",
+            file=sys.stderr,
+        )
 
 
 def _check(
@@ -84,7 +105,7 @@ def _check(
 ) -> tuple[Wanted, Stamp | None, Facts | Unreadable | None]:
     role, path = file
     try:
-        status = os.stat(root / path)
+        status = os.stat(split_frame(root / path)[0])
     except (FileNotFoundError, NotADirectoryError):
         return file, None, None
     except OSError as error:
@@ -100,11 +121,12 @@ def _check(
         return file, stamp, known[file][1]
     try:
         pixels = read_mask(root / path) if role == "mask" else read_image(root / path)
+        shown = role == "image" and burned_in(root / path)
     except ImageError as error:
-        return file, stamp, Unreadable(str(error), "copy it again, or save it as an 8-bit PNG")
+        return file, stamp, Unreadable(error.fault, error.remedy)
     values = tuple(np.flatnonzero(np.bincount(pixels.ravel())).tolist()) if role == "mask" else ()
     height, width = pixels.shape[:2]
-    return file, stamp, Facts(height, width, content_hash(pixels), values)
+    return file, stamp, Facts(height, width, content_hash(pixels), values, shown)
 
 
 def _load(path: pathlib.Path) -> dict[Wanted, tuple[Stamp, Facts]]:
@@ -113,9 +135,9 @@ def _load(path: pathlib.Path) -> dict[Wanted, tuple[Stamp, Facts]]:
         return {
             (str(role), str(name)): (
                 (int(size), int(mtime), int(ctime)),
-                Facts(int(height), int(width), str(content), tuple(map(int, values))),
+                Facts(int(height), int(width), str(content), tuple(map(int, values)), bool(shown)),
             )
-            for role, name, size, mtime, ctime, height, width, content, values in entries
+            for role, name, size, mtime, ctime, height, width, content, values, shown in entries
         }
     except FileNotFoundError:
         return {}

@@ -1,76 +1,121 @@
-"""Reading and resizing images and masks: the only place that decodes a file."""
+"""Reading and resizing images and masks: the only place where files are decoded."""
 
+import contextlib
 import hashlib
 import os
+import re
+import textwrap
+import types
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
-from PIL import Image
 
-from usfm.errors import UserError
+from usfm.data import picture
+from usfm.data.limits import ImageError
 
-
-class ImageError(UserError):
-    """A file that cannot be used as an image; the message says why, without naming the file."""
-
-
-def _decode(path: str | os.PathLike) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except Image.UnidentifiedImageError:
-        raise ImageError("is not an image, or is damaged at its start") from None
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # on damaged bytes a decoder may raise anything
-        raise ImageError(f"cannot be decoded ({error})") from error
+# A frame of a file of several: its number, from 1 as DICOM counts, stands behind the path.
+FRAME = re.compile(r"(.+)#(\d{1,9})", re.DOTALL)
 
 
-def _require_8_bits(image: Image.Image) -> None:
-    if image.mode.startswith(("I", "F")):
-        raise ImageError(f"has more than 8 bits a channel (mode {image.mode})")
+def split_frame(path: str | os.PathLike) -> tuple[str, int | None]:
+    """Splits "clip.dcm#12" into file and frame; None where no frame is named.
+
+    A file of that very name is that file.
+    """
+    text = str(path)
+    named = FRAME.fullmatch(text)
+    if named is None or os.path.exists(text):
+        return text, None
+    return named[1], int(named[2])
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
-    """Reads an image as stored: no rotation by EXIF, transparency dropped.
+    """Reads an image as a viewer shows it: in 8 bits, turned by EXIF, transparency dropped.
+
+    A DICOM file is cropped to its ultrasound region. docs/data.md says what becomes of which file.
+
+    Args:
+        path: of the file, with "#" and the number of a frame behind it where it has several.
 
     Returns:
         uint8 [H, W] for a grey image, uint8 [H, W, 3] RGB for a colour one.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ImageError: not an image, truncated, or more than 8 bits a channel.
+        ImageError: not an image, damaged, of several frames, too large, or without a stated black
+            and white.
     """
-    image = _decode(path)
-    _require_8_bits(image)
-    if image.mode in ("1", "L", "LA"):
-        return np.asarray(image.convert("L"))
-    if "transparency" in image.info:
-        # A palette with transparent entries has to pass through RGBA to keep its colours.
-        image = image.convert("RGBA")
-    return np.asarray(image.convert("RGB"))
+    with _decoding(path) as (file, frame, decoder):
+        return decoder.read_image(file, frame)
 
 
 def read_mask(path: str | os.PathLike) -> np.ndarray:
     """Reads the class id of every pixel: grey value, palette index or bit, never a colour.
+
+    Turned by EXIF as an image is.
+
+    Args:
+        path: as read_image takes it.
 
     Returns:
         uint8 [H, W].
 
     Raises:
         FileNotFoundError: there is no such file.
-        ImageError: as read_image, or a colour image, which holds no class ids.
+        ImageError: as read_image, or a colour image or DICOM, which hold no class ids.
     """
-    image = _decode(path)
-    _require_8_bits(image)
-    pixels = np.asarray(image).astype(np.uint8)
-    if pixels.ndim == 2:
-        return pixels
-    colours = pixels[..., : 1 if image.mode == "LA" else 3]
-    if np.any(colours != colours[..., :1]):
-        raise ImageError("is a colour image")
-    return np.ascontiguousarray(colours[..., 0])
+    with _decoding(path) as (file, frame, decoder):
+        if decoder is not picture:
+            raise ImageError("is DICOM, which holds no class ids", "give the mask as a PNG")
+        return picture.read_mask(file, frame)
+
+
+def count_frames(path: str | os.PathLike) -> int:
+    """The number of frames or pages of a file; raises as read_image does."""
+    with _decoding(path) as (file, _, decoder):
+        count, size = decoder.count_frames(file), os.path.getsize(file)
+        if count > size / 8:  # not even the headers of the frames
+            raise ImageError(f"says that it holds {count} frames, in {size} bytes")
+        return count
+
+
+def stored_size(path: str | os.PathLike) -> tuple[int, int]:
+    """(height, width) before an image is turned or cropped; raises as read_image does."""
+    with _decoding(path) as (file, _, decoder):
+        return decoder.stored_size(file)
+
+
+def burned_in(path: str | os.PathLike) -> bool:
+    """Whether a file says that its pixels show who was examined; raises as read_image does."""
+    with _decoding(path) as (file, _, decoder):
+        return decoder is not picture and decoder.burned_in(file)
+
+
+@contextlib.contextmanager
+def _decoding(path: str | os.PathLike) -> Iterator[tuple[str, int | None, types.ModuleType]]:
+    """The file, the frame and the module that decodes it; all that goes wrong names the file."""
+    file, frame = split_frame(path)
+    try:
+        with open(file, "rb") as opened:
+            is_dicom = opened.read(132)[128:] == b"DICM"
+        if is_dicom:
+            from usfm.data import dicom  # takes half a second, for what few folders hold
+
+            yield file, frame, dicom
+        else:
+            yield file, frame, picture
+    except FileNotFoundError:
+        raise
+    except ImageError as error:
+        error.path = str(path)
+        raise
+    except Exception as error:  # on damaged bytes a decoder may raise anything
+        # pydicom puts whole tracebacks and pixels into its messages.
+        why = textwrap.shorten(str(error), 160, placeholder=" ...") or type(error).__name__
+        damaged = ImageError(f"cannot be decoded ({why})")
+        damaged.path = str(path)
+        raise damaged from error
 
 
 def content_hash(pixels: np.ndarray) -> str:

@@ -17,8 +17,13 @@ from usfm.errors import UserError
 
 PARTS = ("train", "val", "test")
 
-# FM_UIA's names: Patient01313_Plane1_1_of_1.png, and 241010140803.zhc_150.jpg (video, frame).
-DEFAULT_PATTERNS = (r"(?:^|/)(Patient\d+)_", r"(?:^|/)(\d{8,}\.[^/]+)_\d+\.[^./]+$")
+# FM_UIA's names: Patient01313_Plane1_1_of_1.png, and 241010140803.zhc_150.jpg (video, frame);
+# and the frames of one file, clip.dcm#12.
+DEFAULT_PATTERNS = (
+    r"(?:^|/)(Patient\d+)_",
+    r"(?:^|/)(\d{8,}\.[^/]+)_\d+\.[^./]+$",
+    r"^(.+)#\d+$",
+)
 
 
 @dataclasses.dataclass(frozen=True)

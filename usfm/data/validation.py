@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from usfm.data.duplicates import Entry, find_duplicates
 from usfm.data.faults import Fault
 from usfm.data.files import Facts, Unreadable, check_files
+from usfm.data.image import stored_size
 from usfm.data.labels import Label, columns, outside, parse_label, whole_number
 from usfm.data.lines import Line, from_root, leaves_root
 from usfm.data.stated import SIZES, stated
@@ -65,7 +66,7 @@ def validate(
     entries = []
     for each in candidates:
         image, mask = files.get(("image", each.image)), files.get(("mask", each.mask))
-        each.faults += _file_faults(each, image, mask, require_labels)
+        each.faults += _file_faults(root, each, image, mask, require_labels)
         faults += each.faults
         if not each.faults and each.label is not None and isinstance(image, Facts):
             mask = mask if isinstance(mask, Facts) else None
@@ -135,6 +136,7 @@ def _path(line: Line, field: str) -> tuple[str, list[Fault]]:
 
 
 def _file_faults(
+    root: pathlib.Path,
     each: _Candidate,
     image: Facts | Unreadable | None,
     mask: Facts | Unreadable | None,
@@ -146,10 +148,29 @@ def _file_faults(
     if each.mask and (require_labels or mask is not None):
         faults += _unusable(line, "mask_path", each.mask, mask)
     if isinstance(image, Facts) and each.label is not None:
-        faults += outside(line, each.label, image.height, image.width)
+        faults += _place_faults(root / each.image, line, each.label, image, mask)
     if isinstance(mask, Facts):
-        faults += _mask_faults(each, image, mask)
+        faults += _class_faults(each, mask)
     return faults
+
+
+def _place_faults(
+    path: pathlib.Path, line: Line, label: Label, image: Facts, mask: Facts | Unreadable | None
+) -> list[Fault]:
+    faults = outside(line, label, image.height, image.width)
+    if isinstance(mask, Facts) and (mask.height, mask.width) != (image.height, image.width):
+        fault = (
+            f"the mask is {mask.width} x {mask.height}, its image {image.width} x {image.height}"
+        )
+        faults.append(line.fault("mask_path", fault, "give a mask of the image's size"))
+    height, width = stored_size(path) if faults else (image.height, image.width)
+    if (height, width) == (image.height, image.width):
+        return faults
+    note = (
+        f"; it is stored as {width} x {height} and read turned by its EXIF, or cropped to its "
+        "ultrasound region (docs/data.md)"
+    )
+    return [dataclasses.replace(fault, remedy=fault.remedy + note) for fault in faults]
 
 
 def _unusable(line: Line, field: str, path: str, file: Facts | Unreadable | None) -> list[Fault]:
@@ -161,13 +182,8 @@ def _unusable(line: Line, field: str, path: str, file: Facts | Unreadable | None
     return []
 
 
-def _mask_faults(each: _Candidate, image: Facts | Unreadable | None, mask: Facts) -> list[Fault]:
+def _class_faults(each: _Candidate, mask: Facts) -> list[Fault]:
     faults = []
-    if isinstance(image, Facts) and (mask.height, mask.width) != (image.height, image.width):
-        fault = (
-            f"the mask is {mask.width} x {mask.height}, its image {image.width} x {image.height}"
-        )
-        faults.append(each.line.fault("mask_path", fault, "give a mask of the image's size"))
     last = each.task.num_classes - 1
     wrong = [str(value) for value in mask.values if value > last]
     if wrong == ["255"] and set(mask.values) <= {0, 255}:
