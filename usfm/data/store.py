@@ -13,6 +13,9 @@ from array_record.python.array_record_module import ArrayRecordReader
 from usfm.data import wire
 from usfm.tasks import Task
 
+# Rows are read in any order, so nothing is read ahead.
+READER = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 32768}
+
 
 def stored_arrays(
     task: Task, image_size: tuple[int, int], channels: int
@@ -136,4 +139,4 @@ def _layout(task: Task, image_size: tuple[int, int], channels: int) -> dict[str,
 @functools.cache
 def _reader(path: str) -> ArrayRecordReader:
     # One a process: a Store that was sent to a worker opens its files there, at the first read.
-    return ArrayRecordReader(path, options="readahead_buffer_size:0", file_reader_buffer_size=32768)
+    return ArrayRecordReader(path, **READER)
