@@ -51,6 +51,9 @@ def test_debug_makes_any_config_small():
         ("data.temperature", 0.05, r"data\.temperature=0\.05: give 0 .*, or 0\.1 or more"),
         ("data.temperature", -1.0, r"data\.temperature=-1\.0: give 0"),
         ("data.temperature", float("nan"), r"data\.temperature=nan: give 0"),
+        ("data.temperature_schedule", "9", r"data\.temperature_schedule: '9' is not STEP=TEMP"),
+        ("data.weights", {"FUGC": 0.0}, r"data\.weights\.FUGC=0\.0: give a number above 0"),
+        ("data.weights", {"FUGC": float("nan")}, r"data\.weights\.FUGC=nan: give a number"),
         ("data.augment", -0.1, r"data\.augment=-0\.1 is outside \[0, 1\]"),
         (
             "data.augment_by_type",

@@ -47,6 +47,11 @@ def base() -> ConfigDict:
     # Tasks fill slots in proportion to (training rows) ** (1 / temperature): 1 = to their rows, the
     # higher the more alike; 0 = all alike.
     config.data.temperature = 0.0
+    config.data.temperature_schedule = ""  # '5000=2,15000=0': another one from that step on
+    config.data.weights = ConfigDict()  # task id -> times as often as that; 1 for the others
+    # Images of all classes of a classification task come equally often; train.class_balance then
+    # changes nothing.
+    config.data.class_balanced = False
     config.data.on_bad_row = "error"  # or 'skip': leave bad rows out, and count them
     # Processes that read batches ahead; 0 = a thread. One thread reads some 6,000 rows/s, and most
     # of that is C: processes pay only where that is not enough.
@@ -190,6 +195,7 @@ def check(config: ConfigDict) -> None:
         UserError: one line that names the field and what to write there.
     """
     # Here, so that the command line can be read without waiting for JAX.
+    from usfm.data.mixing import temperatures
     from usfm.models.dinov3 import VARIANTS
     from usfm.models.functional import REMAT
     from usfm.training.method import check as check_method
@@ -259,12 +265,10 @@ def check(config: ConfigDict) -> None:
             )
         if not isinstance(strength, int | float) or not 0 <= strength <= 1:
             raise UserError(f"data.augment_by_type.{kind}={strength!r}: give a number from 0 to 1")
-    temperature = config.data.temperature
-    if temperature != 0 and not temperature >= 0.1:
-        raise UserError(
-            f"data.temperature={temperature}: give 0 (all tasks alike), or 0.1 or more (1 = in "
-            "proportion to their rows)"
-        )
+    temperatures(config.data)
+    for task_id, weight in config.data.weights.items():
+        if not 0 < weight < float("inf"):
+            raise UserError(f"data.weights.{task_id}={weight}: give a number above 0")
     for kind, width in config.model.decoder_width.items():
         if width < 1 or (width > 64 and width % 64):
             raise UserError(

@@ -1,22 +1,22 @@
 import pickle
-import time
 from typing import Any
 
 import numpy as np
 import pytest
 
+from usfm.data import order
 from usfm.data import store as store_module
+from usfm.data.mixing import Mix, Stage, mixing_weights
 from usfm.data.pipeline import iterate, slot_batches
-from usfm.data.slots import mixing_weights
 
 IMAGES = 3
 
 
 def stream(store, rows=None, **changes) -> Any:
     indices = {task.id: np.arange(store.num_rows(task.id)) for task in store.tasks}
-    settings: dict[str, Any] = {"slots": 8, "examples_per_slot": IMAGES, "seed": 1} | changes
-    tasks = settings.pop("tasks", store.tasks)
-    return slot_batches(store, tasks, indices | (rows or {}), **settings)
+    settings: dict[str, Any] = {"examples_per_slot": IMAGES, "seed": 1} | changes
+    mix = Mix(settings.pop("tasks", store.tasks), 8, settings.pop("stages", (Stage(),)))
+    return slot_batches(store, mix, indices | (rows or {}), **settings)
 
 
 def assert_same(batch, other):
@@ -35,7 +35,12 @@ def rows_of(dataset, task, steps):
 
 
 def test_the_batches_are_the_same_for_any_number_of_workers_and_any_start(make_store):
-    dataset = stream(make_store())
+    store = make_store()
+    dataset = stream(
+        store,
+        stages=(Stage(), Stage(4, {task.id: 1.0 for task in store.tasks} | {"organ": 3.0})),
+        classes={"plane": np.arange(7) % 2},
+    )
     for workers, start in ((0, 0), (1, 3), (2, 2)):
         batches = iterate(dataset, start, workers)
         try:
@@ -119,39 +124,61 @@ def test_a_further_task_leaves_the_orders_of_the_others(make_store):
     assert few[:shared] == many[:shared]
 
 
-def test_slots_of_a_type_go_to_its_tasks_by_weight(make_store):
+def test_a_change_of_weights_leaves_the_orders_within_tasks(make_store):
     store = make_store()
-    weights = {task.id: 1.0 for task in store.tasks} | {"organ": 3.0}
-    dataset = stream(store, weights=weights)
-    tasks = np.concatenate([dataset[step]["task"] for step in range(40)])
-    organ, plane = (int((tasks == task).sum()) for task in (1, 2))
-    assert organ + plane == 40 * 4  # of 8 slots, by a weight of 4 of 8
-    assert organ == 3 * plane
+    organ = [task.id for task in store.tasks].index("organ")
+    alike = {task.id: 1.0 for task in store.tasks}
+    stages = (Stage(0, alike), Stage(3, alike | {"organ": 0.2}), Stage(5, alike | {"organ": 7.0}))
+    before, after = (rows_of(stream(store, **of), organ, 9) for of in ({}, {"stages": stages}))
+    shared = min(len(before), len(after))
+    assert shared >= 21
+    assert before[:shared] == after[:shared]
+    assert [len(rows_of(stream(store, stages=stages), organ, s)) for s in (3, 5)] == [15, 18]
 
 
-@pytest.mark.parametrize(
-    ("many", "few", "temperature", "ratio"),
-    [(40, 10, 0.0, 1), (40, 10, 1.0, 4), (40, 10, 2.0, 2), (32, 8, 2.0, 2)],
-)
-def test_tasks_are_mixed_in_exact_proportion(make_store, many, few, temperature, ratio):
-    store = make_store(40)
-    tasks = [task for task in store.tasks if task.type == "classification"]
-    rows = {"organ": np.arange(many), "plane": np.arange(few)}
-    weights = mixing_weights(rows, temperature)
-    dataset = stream(store, tasks=tasks, rows=rows, weights=weights, examples_per_slot=1)
-    drawn = np.concatenate([dataset[step]["task"] for step in range(150)])
-    organ, plane = np.bincount(drawn).tolist()
-    assert (organ, plane) == (1200 * ratio / (ratio + 1), 1200 / (ratio + 1))
-
-
-def test_a_late_step_costs_no_more_than_the_first(make_store):
-    dataset = stream(make_store())
-    start = time.perf_counter()
-    late = dataset[1_000_000]
-    batches = iterate(dataset, 1_000_000, workers=0)
-    assert_same(next(batches), late)
+def test_classes_come_equally_often_and_every_row_of_a_class_once_an_epoch_of_it(make_store):
+    store = make_store()
+    organ = [task.id for task in store.tasks].index("organ")
+    rows, labels = np.array([1, 2, 3, 4, 5, 6]), np.array([0, 2, 2, 2, 2, 3])
+    changes = {"rows": {"organ": rows}, "classes": {"organ": labels}}
+    dataset = stream(store, **changes)
+    drawn = rows_of(dataset, organ, steps=20)
+    turns = np.array(drawn).reshape(-1, 3)  # classes 0, 2 and 3; there is no row of class 1
+    of_row = dict(zip(rows.tolist(), labels.tolist(), strict=True))
+    classes = [tuple(of_row[row] for row in turn) for turn in turns.tolist()]
+    assert all(sorted(turn) == [0, 2, 3] for turn in classes)
+    assert len(set(classes)) > 1
+    large = [row for row in drawn if of_row[row] == 2]
+    epochs = [tuple(large[i : i + 4]) for i in range(0, len(large) - 3, 4)]
+    assert len(epochs) >= 4
+    assert all(sorted(epoch) == [2, 3, 4, 5] for epoch in epochs)
+    assert len(set(epochs)) > 1
+    # Other tasks, and where the run goes on, are not concerned.
+    assert rows_of(dataset, organ + 1, 5) == rows_of(stream(store), organ + 1, 5)
+    batches = iterate(dataset, 7, workers=0)
+    assert_same(next(batches), stream(store, **changes)[7])
     batches.close()
-    assert time.perf_counter() - start < 1
+
+
+def test_a_late_step_asks_for_as_little_as_the_first(make_store, monkeypatch):
+    store = make_store()
+    made = []
+    original = order._order.__wrapped__
+    monkeypatch.setattr(order, "_order", lambda *of: made.append(of) or original(*of))
+    labels = {id: np.arange(7) % 2 for id in ("organ", "plane")}
+    stages = (Stage(), Stage(600_000, {task.id: 2.0 for task in store.tasks} | {"organ": 3.0}))
+    for changes in ({}, {"stages": stages}, {"classes": labels}):
+        dataset = stream(store, **changes)
+        counts = []
+        for step in (2, 1_000_000):
+            made.clear()
+            batches = iterate(dataset, step, workers=0)
+            late = next(batches)
+            batches.close()
+            assert_same(late, stream(store, **changes)[step])
+            counts.append(len(made))
+        # At most two more of each of 8 slots, where their images lie on both sides of an epoch.
+        assert counts[1] <= counts[0] + 16
 
 
 def test_the_store_can_be_sent_to_another_process(make_store):
@@ -167,7 +194,7 @@ def test_a_task_without_rows_is_an_error(make_store):
         stream(make_store(), rows=rows)
     # Not that its weight is 0, which nobody gave it.
     with pytest.raises(ValueError, match="task seg has no row to train on"):
-        stream(make_store(), rows=rows, weights=mixing_weights(rows, 1.0))
+        stream(make_store(), rows=rows, stages=(Stage(0, mixing_weights(rows, 1.0)),))
 
 
 def test_slots_that_processes_cannot_share_are_an_error(make_store):

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usfm.data.slots import mixing_weights, read_batch, slot_shares, slots_per_type, type_slices
+from usfm.data.slots import read_batch, slots_per_type, type_slices
 from usfm.tasks import TYPES, Task
 
 TASKS = st.lists(
@@ -49,31 +49,6 @@ def test_a_type_of_little_weight_keeps_one_slot():
     tasks = [Task("a", "segmentation"), Task("b", "detection"), Task("c", "regression")]
     counts = slots_per_type(tasks, {"a": 1000.0, "b": 1.0, "c": 1.0}, 4)
     assert counts == {"detection": 1, "regression": 1, "segmentation": 2}
-
-
-@pytest.mark.parametrize(
-    ("temperature", "ratio"), [(0.0, 1.0), (0.5, 16.0), (1.0, 4.0), (2.0, 2.0), (1e9, 1.0)]
-)
-def test_tasks_are_mixed_by_their_rows_to_the_inverse_of_the_temperature(temperature, ratio):
-    weights = mixing_weights({"many": np.arange(40), "few": np.arange(10)}, temperature)
-    assert list(weights) == ["many", "few"]
-    assert weights["many"] / weights["few"] == pytest.approx(ratio)
-
-
-def test_no_temperature_draws_tasks_as_no_weights_do():
-    tasks = [Task("a", "segmentation"), Task("b", "detection"), Task("c", "detection")]
-    rows = {"a": np.arange(500), "b": np.arange(3), "c": np.arange(20)}
-    assert slots_per_type(tasks, mixing_weights(rows, 0.0), 9) == slots_per_type(tasks, None, 9)
-
-
-def test_the_shares_of_tasks_are_of_the_whole_slots_of_their_type():
-    tasks = [Task("a", "segmentation"), Task("b", "detection"), Task("c", "segmentation")]
-    rows = {"a": np.arange(60), "b": np.arange(1), "c": np.arange(20)}
-    weights = mixing_weights(rows, 1.0)
-    counts = slots_per_type(tasks, weights, 8)
-    assert counts == {"detection": 1, "segmentation": 7}
-    shares = slot_shares(tasks, weights, counts)
-    assert shares == pytest.approx({"a": 7 / 8 * 3 / 4, "b": 1 / 8, "c": 7 / 8 / 4})
 
 
 def test_fewer_slots_than_types_is_an_error():

@@ -137,14 +137,20 @@ def test_what_cannot_be_is_told(config, folder, field, value, told):
 
 
 @pytest.mark.parametrize(
-    ("field", "told"),
+    ("field", "value", "told"),
     [
-        ("train.seconds", r"train\.seconds=2: .* give --config\.train\.steps"),
-        ("data.temperature", r"data\.temperature=2: .* give --config\.data\.temperature=0"),
+        ("train.seconds", 2.0, r"train\.seconds=2: .* give --config\.train\.steps"),
+        ("data.temperature", 2.0, r"temperature is set: .* --config\.data\.temperature=0"),
+        ("data.temperature_schedule", "9=1", r"schedule is set: .*\.temperature_schedule=''"),
+        (
+            "data.weights",
+            {"seg": 2.0},
+            r"data\.weights is set: .* give --config\.data\.weights=\{\}",
+        ),
     ],
 )
-def test_what_would_make_runs_unequal_is_refused(config, folder, field, told):
-    config.update_from_flattened_dict({field: 2.0})
+def test_what_would_make_runs_unequal_is_refused(config, folder, field, value, told):
+    config.update_from_flattened_dict({field: value})
     with pytest.raises(UserError, match=told):
         plan(config, folder, make_splits(folder, val_fraction=0.0))
 

@@ -17,6 +17,7 @@ def metrics(losses, present=(True, True), grad_norm=1.0, ok=True, left_out=None)
         "losses": np.array(losses, np.float32),
         "present": np.array(present),
         "left_out": np.isnan(losses) if left_out is None else np.array(left_out),
+        "images": 4 * np.array(present),
         "grad_norm": np.float32(grad_norm),
         "ok": np.bool_(ok),
     }
@@ -52,6 +53,7 @@ def test_losses_are_means_over_the_steps_with_the_task(tmp_path):
         log.flush()
     line = lines_of(path)[-1]
     assert (line["loss/first"], line["loss/second"], line["grad_norm"]) == (2.5, 8, 4)
+    assert (line["images/first"], line["images/second"]) == (8, 8)
 
 
 def test_the_loop_does_not_wait_for_the_newest_steps(tmp_path):

@@ -12,6 +12,7 @@ from jax.sharding import AxisType
 from usfm import config as usfm_config
 from usfm.data.builder import open_store
 from usfm.data.folder import read_folder
+from usfm.data.mixing import Mix
 from usfm.data.pipeline import slot_batches
 from usfm.data.source import open_splits, training_rows
 from usfm.errors import UserError
@@ -48,8 +49,8 @@ def batches_of(config) -> list[Any]:
     folder = read_folder(config.data.root, tasks=config.tasks)
     rows = training_rows(folder, open_splits(config, folder), config.data)
     store = open_store(folder, (32, 32), 1, config.data.cache_dir)
-    shape = {"slots": config.train.slots, "examples_per_slot": config.train.examples_per_slot}
-    batches = slot_batches(store, folder.tasks, rows, seed=config.train.seed, **shape)
+    mix, images = Mix(folder.tasks, config.train.slots), config.train.examples_per_slot
+    batches = slot_batches(store, mix, rows, examples_per_slot=images, seed=config.train.seed)
     return [batches[step] for step in range(config.train.steps)]
 
 
@@ -168,7 +169,7 @@ def test_the_stream_and_the_step_agree_on_the_mix_of_tasks(
         """All is there that the step is made of; compiling it would show no more."""
 
     def stop(config, workdir, tasks, run_inputs, own, mesh):
-        raise Ready(run_inputs.slots, [run_inputs.batches[step]["task"] for step in range(4)])
+        raise Ready(run_inputs.mix.slots, [run_inputs.batches[step]["task"] for step in range(4)])
 
     rows = {"breast_2cls": np.arange(8), "breast_lesion": np.arange(10), "lung_2cls": np.arange(2)}
     monkeypatch.setattr(inputs, "training_rows", lambda *_: rows)

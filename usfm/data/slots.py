@@ -33,21 +33,6 @@ LABELS = {
 }
 
 
-def mixing_weights(rows: Mapping[str, np.ndarray], temperature: float) -> dict[str, float]:
-    """How often each task is to be drawn: its number of rows to the power of 1 / temperature.
-
-    Args:
-        rows: task id -> Row.index of its training rows, int [N].
-        temperature: 1 = in proportion to rows; the higher, the more alike; 0 = all alike, the
-            limit.
-
-    Returns:
-        task id -> weight, relative to the others; 0 where a task has no row, but for temperature 0.
-    """
-    power = 1 / temperature if temperature else 0.0
-    return {task_id: float(len(of_task)) ** power for task_id, of_task in rows.items()}
-
-
 def task_weights(tasks: Sequence[Task], weights: Mapping[str, float] | None) -> dict[str, float]:
     """How often each task is drawn, relative to the others; equally where weights is None.
 
@@ -63,6 +48,15 @@ def task_weights(tasks: Sequence[Task], weights: Mapping[str, float] | None) -> 
                 "or leave the task out of the run"
             )
     return {task.id: float(weights[task.id]) for task in tasks}
+
+
+def type_weights(tasks: Sequence[Task], by_id: Mapping[str, float]) -> dict[str, float]:
+    """The summed weight of each type present, in the order of TYPES."""
+    return {
+        type_: sum(by_id[task.id] for task in tasks if task.type == type_)
+        for type_ in TYPES
+        if any(task.type == type_ for task in tasks)
+    }
 
 
 def slots_per_type(
@@ -81,7 +75,7 @@ def slots_per_type(
     Raises:
         UserError: fewer slots than types, or as task_weights.
     """
-    by_type = _type_weights(tasks, task_weights(tasks, weights))
+    by_type = type_weights(tasks, task_weights(tasks, weights))
     if slots < len(by_type):
         raise UserError(
             f"{slots} slots cannot hold {len(by_type)} task types ({', '.join(by_type)}); "
@@ -96,26 +90,6 @@ def slots_per_type(
         shrinkable = [type_ for type_ in counts if counts[type_] > 1]
         counts[min(shrinkable, key=lambda type_: quota[type_] - counts[type_])] -= 1
     return counts
-
-
-def slot_shares(
-    tasks: Sequence[Task], weights: Mapping[str, float] | None, counts: Mapping[str, int]
-) -> dict[str, float]:
-    """The share of a run's slots that each task fills; a type's is of whole slots.
-
-    Args:
-        tasks: of the run.
-        weights: as slots_per_type was given them.
-        counts: what it returned.
-
-    Returns:
-        task id -> share; they sum to 1.
-    """
-    by_id = task_weights(tasks, weights)
-    by_type, slots = _type_weights(tasks, by_id), sum(counts.values())
-    return {
-        task.id: counts[task.type] / slots * by_id[task.id] / by_type[task.type] for task in tasks
-    }
 
 
 def type_slices(counts: Mapping[str, int]) -> dict[str, slice]:
@@ -157,15 +131,6 @@ def read_batch(
                 out[name] = out[name][:, : tasks[task].num_points]
         store.read(tasks[task].id, rows, out)
     return batch
-
-
-def _type_weights(tasks: Sequence[Task], by_id: Mapping[str, float]) -> dict[str, float]:
-    """The summed weight of each type present, in the order of TYPES."""
-    return {
-        type_: sum(by_id[task.id] for task in tasks if task.type == type_)
-        for type_ in TYPES
-        if any(task.type == type_ for task in tasks)
-    }
 
 
 def _zeros(store: Store, tasks: Sequence[Task], slots: int, images: int) -> dict[str, np.ndarray]:

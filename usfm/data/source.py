@@ -136,12 +136,24 @@ def class_counts(folder: Folder, rows: Mapping[str, np.ndarray]) -> np.ndarray:
     """
     classes = max((task.num_classes for task in folder.tasks), default=0)
     counts = np.zeros((len(folder.tasks), classes), np.int64)
+    of_rows = classes_of(folder, rows)
     for of_task, task in zip(counts, folder.tasks, strict=True):
-        if task.type == "classification":
-            chosen = set(rows[task.id].tolist())
-            labels = [row.label for row in folder.rows[task.id] if row.index in chosen]
-            of_task += np.bincount(np.array(labels, np.int64), minlength=classes)
+        if task.id in of_rows:
+            of_task += np.bincount(of_rows[task.id], minlength=classes)
     return counts
+
+
+def classes_of(folder: Folder, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Classification task -> int64 [N]: the class of each of its rows, given by Row.index."""
+    labels = {
+        task.id: {row.index: row.label for row in folder.rows[task.id]}
+        for task in folder.tasks
+        if task.type == "classification"
+    }
+    return {
+        task_id: np.array([of_task[index] for index in rows[task_id].tolist()], np.int64)
+        for task_id, of_task in labels.items()
+    }
 
 
 def _rank(name: str) -> bytes:

@@ -1,14 +1,20 @@
 """Reading the store: rows of one task as stacked arrays, with little Python a row."""
 
+import bisect
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
-from tensorflow_datasets.proto import tf_example_pb2
 
+from usfm.data import wire
 from usfm.tasks import Task
+
+# Rows are read in any order, so nothing is read ahead.
+READER = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 32768}
 
 
 def stored_arrays(
@@ -72,38 +78,65 @@ class Store:
             IndexError: an index is outside the task.
         """
         task = next(task for task in self.tasks if task.id == task_id)
-        arrays = stored_arrays(task, self.image_size, self.channels)
-        records = self._records(task_id, np.asarray(indices, np.int64))
+        layout = _layout(task, self.image_size, self.channels)
         if out is None:
             out = {
-                name: np.empty((len(records), *shape), dtype)
-                for name, (shape, dtype) in arrays.items()
+                name: np.empty((len(indices), *array.shape), array.dtype)
+                for name, array in layout.items()
             }
-        for place, record in enumerate(records):
-            fields = tf_example_pb2.Example.FromString(record).features.feature  # pyrefly: ignore
-            for name, array in out.items():
-                shape, dtype = arrays[name]
-                value = fields[name].bytes_list.value[0]
-                array[place] = np.frombuffer(value, dtype).reshape(shape)
+        heads = {name.encode(): layout[name].head for name in out}
+        for place, (file, record) in enumerate(self._records(task_id, np.asarray(indices))):
+            try:
+                ends = dict(wire.find(record, heads))
+                for name, array in out.items():
+                    array[place] = layout[name].view(record, ends[name.encode()])
+            except (ValueError, LookupError) as error:
+                raise ValueError(
+                    f"{file}: row {indices[place]} of {task_id} is not as this version of usfm "
+                    f"writes it ({error}); remove the store's folder, so that it is built again"
+                ) from error
         return out
 
-    def _records(self, task_id: str, indices: np.ndarray) -> list[bytes]:
-        files, rows = zip(*self.shards[task_id], strict=True)
-        ends = np.cumsum(rows)
+    def _records(self, task_id: str, indices: np.ndarray) -> Iterator[tuple[str, bytes]]:
+        """The file and the record of each row.
+
+        One at a time: what is read is then copied on while it is in the processor's cache.
+        """
+        shards = self.shards[task_id]
+        ends = list(itertools.accumulate(rows for _, rows in shards))
         if indices.size and not 0 <= indices.min() <= indices.max() < ends[-1]:
             raise IndexError(f"{task_id} has rows 0 to {ends[-1] - 1}, asked for {indices}")
-        records = [b""] * len(indices)
-        shards = np.searchsorted(ends, indices, side="right")
-        for shard in np.unique(shards):
-            places = np.flatnonzero(shards == shard)
-            positions = indices[places] - (ends[shard] - rows[shard])
-            found = _reader(files[shard]).read(positions.tolist())
-            for place, record in zip(places, found, strict=True):
-                records[place] = record
-        return records
+        for index in indices.tolist():
+            shard = bisect.bisect_right(ends, index)
+            file, rows = shards[shard]
+            (record,) = _reader(file).read([index - ends[shard] + rows])
+            yield file, record
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stored:
+    """An array of a row, as it lies in a record."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    head: bytes
+
+    def view(self, record: bytes, end: int) -> np.ndarray:
+        """The array whose bytes end there, without a copy."""
+        count = math.prod(self.shape)
+        start = end - count * self.dtype.itemsize
+        return np.frombuffer(record, self.dtype, count, start).reshape(self.shape)
+
+
+@functools.cache
+def _layout(task: Task, image_size: tuple[int, int], channels: int) -> dict[str, _Stored]:
+    return {
+        name: _Stored(shape, dtype, wire.head(name, math.prod(shape) * dtype.itemsize))
+        for name, (shape, dtype) in stored_arrays(task, image_size, channels).items()
+    }
 
 
 @functools.cache
 def _reader(path: str) -> ArrayRecordReader:
     # One a process: a Store that was sent to a worker opens its files there, at the first read.
-    return ArrayRecordReader(path, options="readahead_buffer_size:0", file_reader_buffer_size=32768)
+    return ArrayRecordReader(path, **READER)

@@ -34,11 +34,12 @@ def plan(config: ConfigDict, folder: Folder, splits: Splits) -> Study:
             f"train.seconds={config.train.seconds:g}: the runs of a study are compared after equal "
             "numbers of steps; give --config.train.steps"
         )
-    if config.data.temperature:
-        raise UserError(
-            f"data.temperature={config.data.temperature:g}: in a study all tasks of a run have as "
-            "many slots; give --config.data.temperature=0"
-        )
+    for field, alike in (("temperature", "0"), ("temperature_schedule", "''"), ("weights", "{}")):
+        if config.data[field]:
+            raise UserError(
+                f"data.{field} is set: in a study all tasks of a run have as many slots; give "
+                f"--config.data.{field}={alike}"
+            )
     fractions, seeds = tuple(given.fractions), tuple(given.seeds)
     for field, values in (("fractions", fractions), ("seeds", seeds), ("methods", given.methods)):
         if not values or len(set(values)) < len(values):

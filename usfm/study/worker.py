@@ -113,7 +113,7 @@ def probe(workdir: pathlib.Path) -> dict[str, float]:
         config, _, folder = opened.run_of(cell)
         inputs = inputs_of(config, folder, opened.splits, opened.store)
         mesh = _on_mesh(config)
-        program = make_program(config, folder.tasks, inputs.slots, mesh)
+        program = make_program(config, folder.tasks, inputs.mix.slots, mesh)
         batch = inputs.batches[0]
         assert batch is not None  # grain allows for filters, and there is none
         state, times = program.start(inputs.own.seed), []

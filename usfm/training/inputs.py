@@ -9,9 +9,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from usfm.data.folder import Folder
+from usfm.data.mixing import Mix, stages_of
 from usfm.data.pipeline import slot_batches
-from usfm.data.slots import mixing_weights, slots_per_type
-from usfm.data.source import class_counts, training_rows
+from usfm.data.source import class_counts, classes_of, open_store, training_rows
 from usfm.data.splits import Splits
 from usfm.data.store import Store
 from usfm.objectives.losses import class_weights
@@ -24,39 +24,61 @@ class Inputs:
 
     Attributes:
         batches: this process's share of the batch of every step.
-        mixing: task id -> weight by which tasks fill slots.
-        slots: slots of each type, in a batch's order.
+        mix: which tasks fill the slots.
+        rows: task id -> number of its training rows.
         own: seed and class weights.
     """
 
     batches: grain.MapDataset
-    mixing: Mapping[str, float]
-    slots: Mapping[str, int]
+    mix: Mix
+    rows: Mapping[str, int]
     own: Own
 
+    def shares(self) -> list[str]:
+        """What a person is told of the tasks' shares of the slots; nothing where all are alike."""
+        stages = self.mix.stages
+        if not any(len(set((stage.weights or {}).values())) > 1 for stage in stages):
+            return []
+        return [
+            (f"share of slots from step {stage.start} on: " if stage.start else "share of slots: ")
+            + ", ".join(
+                f"{task_id} {share:.1%}" for task_id, share in self.mix.shares(stage).items()
+            )
+            for stage in stages
+        ]
 
-def inputs_of(config: ConfigDict, folder: Folder, splits: Splits, store: Store) -> Inputs:
+    def drawn(self, steps: int, examples_per_slot: int) -> str:
+        """What a person is told of the images that the first steps of the run were of."""
+        images = {task: n * examples_per_slot for task, n in self.mix.dealt(steps).items()}
+        return "images drawn: " + ", ".join(
+            f"{task_id} {count:,} ({count / self.rows[task_id]:.1f} a row)"
+            for task_id, count in images.items()
+        )
+
+
+def inputs_of(config: ConfigDict, folder: Folder, splits: Splits, store: Store | None) -> Inputs:
     """The inputs of a config's run.
 
     Args:
         config: the run's.
         folder: whose rows to train on.
         splits: of that folder.
-        store: of that folder, or of one with more tasks.
+        store: of that folder, or of one with more tasks; None = it is opened, which may take long.
     """
     rows = training_rows(folder, splits, config.data)
-    mixing = mixing_weights(rows, config.data.temperature)
+    mix = Mix(folder.tasks, config.train.slots, stages_of(rows, config.data))
+    counts = class_counts(folder, rows)
+    if config.data.class_balanced:
+        counts = np.minimum(counts, 1)  # all classes are drawn alike, so they count alike
     batches = slot_batches(
-        store,
-        folder.tasks,
+        store or open_store(config, folder),
+        mix,
         rows,
-        slots=config.train.slots,
         examples_per_slot=config.train.examples_per_slot,
         seed=config.train.seed,
-        weights=mixing,
+        classes=classes_of(folder, rows) if config.data.class_balanced else None,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    slots = slots_per_type(folder.tasks, mixing, config.train.slots)
-    weights = class_weights(class_counts(folder, rows), config.train.class_balance)
-    return Inputs(batches, mixing, slots, Own(np.uint32(config.train.seed), weights))
+    own = Own(np.uint32(config.train.seed), class_weights(counts, config.train.class_balance))
+    return Inputs(batches, mix, {task_id: len(of_task) for task_id, of_task in rows.items()}, own)

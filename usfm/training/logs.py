@@ -53,14 +53,14 @@ class Log:
     """Collects the metrics of steps, and writes their means every so often.
 
     A line of metrics.jsonl holds step, seconds (of this start of the run), loss/TASK (the mean
-    over the steps in which the task was present), grad_norm, images_per_second, data_wait (share
-    of the time spent waiting for batches), compilations (of the process, up to this step); where a
-    task was left out of steps, left_out/TASK (their number); weight/TASK (the mean weight of its
-    gradient) where tasks do not all weigh the same, and conflicts (the share of pairs of tasks
-    whose mean inner product is negative) where these are at hand; and of mixtures of experts
-    routing/TASK (a list: the share of the task's choices by expert) and dropped (the share of
-    choices that found no expert with room). Means and numbers are of the steps since the line
-    before.
+    over the steps in which the task was present), images/TASK (how many it had), grad_norm,
+    images_per_second, data_wait (share of the time spent waiting for batches), compilations (of the
+    process, up to this step); where a task was left out of steps, left_out/TASK (their number);
+    weight/TASK (the mean weight of its gradient) where tasks do not all weigh the same, and
+    conflicts (the share of pairs of tasks whose mean inner product is negative) where these are at
+    hand; and of mixtures of experts routing/TASK (a list: the share of the task's choices by
+    expert) and dropped (the share of choices that found no expert with room). Means and numbers are
+    of the steps since the line before.
     """
 
     def __init__(
@@ -139,6 +139,8 @@ class Log:
         for task, total, count in zip(self._tasks, sums, counts, strict=True):
             if count:
                 line[f"loss/{task}"] = float(total / count)
+        images = np.sum([step.metrics["images"] for step in window], axis=0).tolist()
+        line |= {f"images/{task}": n for task, n in zip(self._tasks, images, strict=True)}
         line["grad_norm"] = float(np.mean([step.metrics["grad_norm"] for step in window]))
         line["images_per_second"] = round(images_per_second, 1)
         line["data_wait"] = round(sum(step.waited for step in window) / elapsed, 4)

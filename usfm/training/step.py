@@ -57,12 +57,12 @@ def make_step(
         abstract_state: shapes and shardings of the state.
 
     Returns:
-        (state, uint8 batch, own) -> (new state, metrics): losses, present and left_out [T],
-        grad_norm [] and ok [], whether the update was made; unless all tasks weigh the same also
-        weights [T], and where it is at hand gramian [T, T]; where there are mixtures of experts
-        also routing [T, E] and dropped [] (objectives/routing.py); and with multitask.record also
-        record, what record.py writes. An update that is not finite is never made: what follows is
-        then the loop's to decide. The old state's memory is reused.
+        (state, uint8 batch, own) -> (new state, metrics): losses, present, left_out and
+        images (how many) [T], grad_norm [] and ok [], whether the update was made; unless all tasks
+        weigh the same also weights [T], and where it is at hand gramian [T, T]; where there are
+        mixtures of experts also routing [T, E] and dropped [] (objectives/routing.py); and with
+        multitask.record also record, what record.py writes. An update that is not finite is never
+        made: what follows is then the loop's to decide. The old state's memory is reused.
     """
     is_frozen = frozen(abstract_state.params, config.optimizer.freeze, model.layers)
     skip = config.train.on_nonfinite == "skip_task"
@@ -120,6 +120,7 @@ def make_step(
             "losses": out.losses,
             "present": out.present,
             "left_out": out.left_out,
+            "images": jnp.zeros(len(model.tasks), int).at[batch["task"]].add(batch["valid"].sum(1)),
             "grad_norm": grad_norm,
             "ok": ok,
         }

@@ -16,8 +16,7 @@ from ml_collections import ConfigDict
 from usfm import config as usfm_config
 from usfm.data.folder import Folder
 from usfm.data.pipeline import iterate
-from usfm.data.slots import slot_shares
-from usfm.data.source import open_store, say
+from usfm.data.source import say
 from usfm.data.splits import Splits
 from usfm.data.store import Store
 from usfm.errors import UserError
@@ -101,11 +100,10 @@ def train(
             f"train.slots={config.train.slots} cannot be shared by {sharding.slot_shards(mesh)} "
             "devices (mesh.data x mesh.fsdp): give a multiple"
         )
-    inputs = inputs_of(config, folder, splits, store or open_store(config, folder))
+    inputs = inputs_of(config, folder, splits, store)
     own = sharding.place_everywhere(inputs.own, mesh)
-    if config.data.temperature:
-        shares = slot_shares(folder.tasks, inputs.mixing, inputs.slots).items()
-        say("share of slots: " + ", ".join(f"{task_id} {share:.1%}" for task_id, share in shares))
+    for line in inputs.shares():
+        say(line)
 
     # ---- Model, step and state ----
     with Checkpoints(workdir / "checkpoints", config.checkpoint.keep) as checkpoints:
@@ -115,7 +113,7 @@ def train(
         encoder = pretrained(config) if newest is None else None
         config = _with_steps(config, workdir, folder.tasks, inputs, own, mesh)
         steps = config.train.steps
-        program = program_of(config, folder.tasks, inputs.slots, mesh)
+        program = program_of(config, folder.tasks, inputs.mix.slots, mesh)
         model, abstract, params = program.model, program.abstract, program.abstract.params
         state = program.start(own.seed)
         usfm_config.write(config, workdir / "config.json")
@@ -168,6 +166,7 @@ def train(
                     name = signal.Signals(terminated[0]).name
                     say(f"{name}: step {done} is saved; run the same command again to go on")
                     raise SystemExit(EXIT_TERMINATED)
+    say(inputs.drawn(steps, config.train.examples_per_slot))
     return evaluated_params(state.params, state.ema)
 
 
@@ -201,7 +200,7 @@ def _with_steps(
     began = time.perf_counter()
     # The number of steps only shapes the learning rate, not the program.
     config.train.steps = PROBE_STEPS
-    program = make_program(config, tasks, inputs.slots, mesh)
+    program = make_program(config, tasks, inputs.mix.slots, mesh)
     state = program.start(own.seed)
     batch = inputs.batches[0]
     assert batch is not None  # grain allows for filters, and there is none

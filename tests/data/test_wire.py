@@ -1,0 +1,89 @@
+import re
+
+import numpy as np
+import pytest
+from tensorflow_datasets.proto import tf_example_pb2
+
+from usfm.data import wire
+from usfm.data.store import stored_arrays
+
+# Texts and arrays whose lengths need one, two and three bytes; one holds another's head.
+FIELDS = {
+    "key": b"k" * 127,
+    "image": wire.head("mask", 300) + bytes(range(256)) * 80,
+    "size": b"\x01" * 8,
+    "mask": b"\x0a" * 300,
+    "content": b"",
+    "image_path": b"p" * 128,
+}
+
+
+def example(fields) -> bytes:
+    made = tf_example_pb2.Example()  # pyrefly: ignore
+    for name, value in fields.items():
+        made.features.feature[name].bytes_list.value.append(value)
+    return made.SerializeToString()
+
+
+def heads(*names):
+    return {name.encode(): wire.head(name, len(FIELDS[name])) for name in names}
+
+
+def test_arrays_are_found_where_protobuf_puts_them_in_any_order():
+    for names in (list(FIELDS), list(FIELDS)[::-1]):
+        record = example({name: FIELDS[name] for name in names})
+        found = dict(wire.find(record, heads("image", "size", "mask")))
+        for name, end in found.items():
+            value = FIELDS[name.decode()]
+            assert record[end - len(value) : end] == value
+        assert set(found) == {b"image", b"size", b"mask"}
+
+
+def test_what_comes_before_an_array_is_as_protobuf_writes_it():
+    for name, size in (("image", 65_536), ("size", 8), ("mask", 120), ("points", 3_000_000)):
+        record = example({name: bytes(size)})
+        # The whole is one message of field 1: its tag, its length, and the one field.
+        assert record.endswith(wire.head(name, size) + bytes(size))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda record: record[:-1], "its fields end at byte"),
+        (lambda record: record + b"\x0a", "its fields end at byte"),
+        (lambda record: b"\x12" + record[1:], "byte 0 is 0x12"),
+        (lambda record: record.replace(b"\x04mask", b"\x04mas\x0a"), "lacks"),
+        (
+            lambda record: record.replace(b"\x05image\x12", b"\x05image\x1a"),
+            "its image has another",
+        ),
+    ],
+)
+def test_a_record_of_another_form_is_refused(spoil, told):
+    record = spoil(example({name: FIELDS[name] for name in ("size", "image", "mask")}))
+    if told == "lacks":
+        assert b"mask" not in dict(wire.find(record, heads("mask", "image")))
+    else:
+        with pytest.raises(ValueError, match=re.escape(told)):
+            list(wire.find(record, heads("mask", "image")))
+
+
+def test_rows_of_the_store_are_what_protobuf_reads(make_store):
+    store = make_store()
+    for task in store.tasks:
+        arrays = stored_arrays(task, store.image_size, store.channels)
+        rows = store.read(task.id, [5, 0, 5])
+        for place, (_, record) in enumerate(store._records(task.id, np.array([5, 0, 5]))):
+            fields = tf_example_pb2.Example.FromString(record).features.feature  # pyrefly: ignore
+            for name, (shape, dtype) in arrays.items():
+                value = np.frombuffer(fields[name].bytes_list.value[0], dtype).reshape(shape)
+                np.testing.assert_array_equal(rows[name][place], value)
+
+
+def test_a_store_of_another_size_is_named_and_not_read(make_store):
+    store = make_store()
+    wrong = store.__class__(store.tasks, (16, 16), store.channels, store.shards)
+    with pytest.raises(
+        ValueError, match=r"rows.*: row 2 of seg is not as .*its (image|mask) has another"
+    ):
+        wrong.read("seg", [2])

@@ -1,0 +1,118 @@
+"""benchmark input: rows a second that one core feeds to a training step, beside reading alone.
+
+All take turns on one core, with files in the system's cache. The peer decodes and augments an
+FM_UIA folder's files as the official baseline does (peer_albumentations.py); it runs in $PEER_PY,
+or else in this Python, where that has Albumentations: pip install usfm[bench].
+"""
+
+import contextlib
+import os
+import pathlib
+import pickle
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+
+from tools.benchmarks.timing import ROUNDS, Line, conditions
+from tools.benchmarks.worker import Worker, started
+from usfm.data.builder import open_store
+from usfm.data.folder import read_folder
+from usfm.data.phantoms import write_folder
+
+PEER = pathlib.Path(__file__).with_name("peer_albumentations.py")
+SIZE = 256  # pixels a side
+PHANTOM_ROWS = 40
+COLOURS = {"": 1, "/rgb": 3}  # what a name ends with, by the channels of the store
+
+
+def measure(data: str = "") -> Iterator[Line]:
+    """Rows a second of reading and of the whole pipeline, and the memory of a worker.
+
+    Args:
+        data: an FM_UIA folder; "" = phantoms are made.
+    """
+    with contextlib.ExitStack() as stack:
+        scratch = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        root = pathlib.Path(data) if data else scratch / "phantoms"
+        if not data:
+            write_folder(root, rows=PHANTOM_ROWS)
+        folder = read_folder(root, cache_dir=scratch)
+        ours = {}
+        for ending, channels in COLOURS.items():
+            file = scratch / f"store{channels}"
+            file.write_bytes(pickle.dumps(open_store(folder, (SIZE, SIZE), channels, scratch)))
+            ours[ending] = stack.enter_context(
+                started(sys.executable, "-m", "tools.benchmarks.feed", str(file))
+            )
+        turns = {
+            f"input/{what}{ending}": (worker, what)
+            for ending, worker in ours.items()
+            for what in ("read", "read_slots", "pipeline")
+        }
+        python = os.environ.get("PEER_PY") or sys.executable
+        why_no_peer = _lacks(python)
+        if not why_no_peer:
+            turns["input/peer"] = stack.enter_context(started(python, str(PEER), str(root))), ""
+        rates = _rates(turns)
+        stated = conditions() | {"data": root.name, "image_size": SIZE}
+        yield from _lines(rates, turns, stated, why_no_peer)
+        for ending, worker in ours.items():
+            yield _line(f"input/worker{ending}", float(worker.run("memory")), "MiB", stated)
+
+
+def _lacks(python: str) -> str:
+    """Why the peer cannot run in a Python; "" where it can."""
+    tried = subprocess.run(
+        [python, "-c", "import albumentations, cv2"], capture_output=True, text=True, check=False
+    )
+    return tried.stderr.strip().rpartition("\n")[2]
+
+
+def _rates(turns: dict[str, tuple[Worker, str]]) -> dict[str, list[tuple[float, float]]]:
+    """Rows a second, and a second of the core's time, of each in every round."""
+    rates: dict[str, list[tuple[float, float]]] = {name: [] for name in turns}
+    for round_ in range(ROUNDS + 1):
+        for name, (worker, what) in turns.items():
+            wall, cpu = map(float, worker.run(what).split())
+            rows = int(worker.about.rpartition("\t")[2])
+            if round_:  # the first one warms up
+                rates[name].append((rows / wall, rows / cpu))
+    return rates
+
+
+def _lines(
+    rates: dict[str, list[tuple[float, float]]],
+    turns: dict[str, tuple[Worker, str]],
+    stated: Line,
+    why_no_peer: str,
+) -> Iterator[Line]:
+    for name, of_name in rates.items():
+        what = name.split("/")[1]
+        detail: Line = {"rows_a_cpu_second": round(statistics.median(cpu for _, cpu in of_name))}
+        peer = times = None
+        if what == "pipeline":
+            for reading in ("read", "read_slots"):
+                of_reading = rates[name.replace("pipeline", reading)]
+                detail[f"share_of_{reading}"] = _times(of_name, of_reading)
+            if why_no_peer:
+                detail["no_peer"] = why_no_peer
+            else:
+                peer = turns["input/peer"][0].about.partition("\t")[0]
+                times = _times(of_name, rates["input/peer"])
+        value = statistics.median(wall for wall, _ in of_name)
+        yield _line(name, value, "rows/s", stated | detail, peer=peer, ratio=times)
+
+
+def _times(ours: list[tuple[float, float]], theirs: list[tuple[float, float]]) -> float:
+    """The median over rounds of ours / theirs in rows a second of the core's time.
+
+    Not of the clock's, which on a shared machine also counts the turns of others.
+    """
+    return round(statistics.median(a / b for (_, a), (_, b) in zip(ours, theirs, strict=True)), 3)
+
+
+def _line(name: str, value: float, unit: str, stated: Line, **rest: object) -> Line:
+    line: Line = {"name": name, "value": round(value, 1), "unit": unit, "peer": None, "ratio": None}
+    return line | rest | {"conditions": stated}
