@@ -192,3 +192,12 @@ def test_sizes_are_those_of_the_originals(small_folder, tmp_path):
     # Images of 30 + k wide, 20 + 3 k high: the longer sides are 30 to 35, then 38 high.
     assert "0 to 31 px 12 32 to 63 px 30" in shown
     assert "organ 30 x 20 30 x 20 (14%) 36 x 38 7" in shown
+
+
+def test_page_is_drawn_by_a_browser(small_folder, tmp_path, browse):
+    write_inspection(tmp_path / "data.html", small_folder, make_splits(small_folder))
+    text = (tmp_path / "data.html").read_text()
+    for width in (1200, 500):
+        seen = browse(tmp_path / "data.html", width)
+        assert (seen["faults"], seen["console"], seen["overflows"]) == ([], [], False)
+        assert seen["drawn"] == text.count("<svg") + text.count("<img") > 0

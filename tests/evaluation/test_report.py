@@ -156,3 +156,13 @@ def test_missing_rows_are_said(workdir, report):
 def test_workdir_with_nothing_else_has_a_report(tmp_path, report):
     write_report(tmp_path, report, [])
     assert list(Page((tmp_path / "report.html").read_text()).sections)[-1] == "Results"
+
+
+def test_page_is_drawn_by_a_browser(workdir, report, examples, browse):
+    write_report(workdir, report, examples)
+    page = workdir / "report.html"
+    wide, narrow, dark = browse(page, 1200), browse(page, 500), browse(page, 1200, dark=True)
+    for seen in (wide, narrow, dark):
+        assert (seen["faults"], seen["console"], seen["overflows"]) == ([], [], False)
+        assert seen["drawn"] == page.read_text().count("<svg") + page.read_text().count("<img")
+    assert wide["background"] != dark["background"]

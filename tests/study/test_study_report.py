@@ -408,3 +408,13 @@ def test_recommended_command_gives_back_the_plan(study):
     assert flags["--config.study.fractions"] == "0.25"
     found = study_plan.partitions(flags["--config.study.partitions"], study.tasks)["advised"]
     assert list(found.parts.values()) == list(plan.parts.values())
+
+
+def test_page_is_drawn_by_a_browser(workdir, browse):
+    page = workdir / "study.html"
+    wide, narrow, dark = browse(page, 1200), browse(page, 500), browse(page, 1200, dark=True)
+    figures = len(list((workdir / "figures").iterdir()))
+    for seen in (wide, narrow, dark):
+        assert (seen["faults"], seen["console"], seen["overflows"]) == ([], [], False)
+        assert seen["drawn"] == figures
+    assert wide["background"] != dark["background"]
