@@ -186,6 +186,14 @@ def test_measured_gains_make_gains_of_the_metric(clear):
     assert by_task(advice)["a"].choice == CLINICAL
     assert 0.1 < by_task(advice)["a"].gain < 0.25
     assert by_task(advice)["g"].choice == ALONE
+    # Of what the gradients alone leave open, measured harm can decide.
+    noisy = advise([planted(0.0, 0)], TASKS, ROWS)
+    harm = [Measured(task.id, tuple(t.id for t in TASKS), -0.2 - 0.01 * n)
+            for n, task in enumerate(TASKS)]  # fmt: skip
+    harmed = advise([planted(0.0, 0)], TASKS, ROWS, measured=harm)
+    assert harmed.predictor is not None
+    assert {line.choice for line in harmed.lines} == {ALONE}
+    assert {line.choice for line in noisy.lines} != {ALONE}
     assert "gain: relative change of the metric" in describe(advice)
     assert "relative change" not in describe(clear)
 

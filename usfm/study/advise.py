@@ -9,7 +9,8 @@ task where the evidence is enough:
   good in sum and the task is not expected to gain, it is better alone.
 - alone: at least SURE of the resamples agree, and each recorded partner is known to be of little
   use to it: its effect a step is known to within NEGLIGIBLE of the task's own step, or the upper
-  end of its interval is below that.
+  end of its interval is below that. Or, where gains were measured, it is expected to lose with its
+  clinical group and with all, with a probability of SURE or more each.
 
 Else, or where a task was present in fewer than LEAST_STEPS recorded steps, whose spread says little
 of their noise, there is not enough evidence, and the task is planned alone, which is what gains are
@@ -18,7 +19,7 @@ measured against; nothing was shown to be better.
 
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy.stats import norm
@@ -145,33 +146,38 @@ def advise(
     labels = labels_of(grouping.parts, ids)
     again = stability(records, prepare=prepare)
     agreement = again.agreement(labels)
-    gain = gains(score, labels)
-    least = np.zeros(len(ids))
+    clinical, everything = (
+        labels_of(plan.parts.values(), ids) for plan in (clinically_grouped(tasks), all_task(tasks))
+    )
+
+    def doubt(labels: np.ndarray) -> np.ndarray:
+        """By how much a gain may be wrong on one side, with a probability of SURE."""
+        if predictor is None:
+            return np.zeros(len(ids))
+        table = features(gains(shrunk, labels), tasks, training_rows)
+        return norm.ppf(SURE) * predictor.doubt(table)
+
+    better_alone = _needs_nobody(known)
     if predictor:
-        doubt = predictor.doubt(features(gains(shrunk, labels), tasks, training_rows))
-        least = norm.ppf(SURE) * doubt
+        better_alone |= np.logical_and.reduce(
+            [
+                (gains(score, others) + doubt(others) < 0) | (np.bincount(others)[others] == 1)
+                for others in (clinical, everything)
+            ]
+        )
+    gain = gains(score, labels)
     unsure = (agreement < SURE) | (np.diagonal(mean.steps) < LEAST_STEPS)
     verdicts = np.select(
-        [unsure, np.bincount(labels)[labels] == 1, gain > least, gain <= 0],
-        [UNKNOWN, np.where(_needs_nobody(known), ALONE, UNKNOWN), FOUND, ALONE],
+        [unsure, np.bincount(labels)[labels] == 1, gain > doubt(labels), gain <= 0],
+        [UNKNOWN, np.where(better_alone, ALONE, UNKNOWN), FOUND, ALONE],
         UNKNOWN,
     )
     # The others of a group go on without those that are not advised to be in it.
     labels = np.where(verdicts == FOUND, labels, len(ids) + np.arange(len(ids)))
     groups = {id: part for part in parts_of(labels, ids) for id in part}
 
-    def gain_in(parts: Iterable[tuple[str, ...]]) -> np.ndarray:
-        return gains(score, labels_of(parts, ids))
-
-    figures = np.column_stack(
-        [
-            gain_in(groups.values()),
-            gain_in(clinically_grouped(tasks).parts.values()),
-            gain_in(all_task(tasks).parts.values()),
-            known.own,
-            agreement,
-        ]
-    ).tolist()
+    in_groups = (gains(score, others) for others in (labels, clinical, everything))
+    figures = np.column_stack([*in_groups, known.own, agreement]).tolist()
     lines = tuple(
         TaskAdvice(id, _choice(verdict, groups[id], tasks), groups[id], *row)
         for id, verdict, row in zip(ids, verdicts.tolist(), figures, strict=True)
