@@ -2,17 +2,15 @@
 
 import dataclasses
 import functools
-import multiprocessing
-import os
 import signal
 import sys
-import threading
 import zlib
 from collections.abc import Mapping, Sequence
 
 import grain
 import numpy as np
 
+from usfm.data.parallel import end_with_parent
 from usfm.data.slots import read_batch, slots_per_type, task_weights, type_slices
 from usfm.data.store import Store
 from usfm.errors import UserError
@@ -139,14 +137,7 @@ def _follow_parent(worker: int, workers: int) -> None:
     del worker, workers
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=end, daemon=True).start()
+    end_with_parent()
 
 
 @dataclasses.dataclass(frozen=True)
