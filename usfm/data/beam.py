@@ -3,7 +3,6 @@
 import pickle
 from collections.abc import Sequence
 
-from usfm.data.records import record
 from usfm.data.shards import Shard, write_shard
 from usfm.errors import UserError
 
@@ -40,5 +39,4 @@ def _ticket(shard: Shard) -> str:
 
 def _write(ticket: str) -> None:
     with open(ticket, "rb") as file:
-        shard: Shard = pickle.load(file)
-    write_shard(shard.file, map(record, shard.sources))
+        write_shard(pickle.load(file))

@@ -13,7 +13,7 @@ from collections.abc import Collection
 import numpy as np
 
 from usfm.data.image import ImageError, content_hash, read_image, read_mask
-from usfm.data.parallel import all_cores, map_ahead
+from usfm.data.parallel import all_cores
 from usfm.data.progress import progress
 
 # A file as it is wanted: ("image" or "mask", path relative to the root).
@@ -78,7 +78,7 @@ def check_files(
         else:
             new[file] = stamp
     with all_cores(len(new)) as pool:
-        decoded = map_ahead(pool, functools.partial(_decode, root), new)
+        decoded = pool.map(functools.partial(_decode, root), new, chunksize=8)
         found |= zip(new, progress(decoded, len(new), "checking files"), strict=True)
     fresh = {
         file: (stamp, facts)

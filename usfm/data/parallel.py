@@ -1,22 +1,13 @@
-"""One function of many items on all cores: in order, and no more in memory than a few at a time."""
+"""Workers for all cores."""
 
-import collections
 import concurrent.futures
-import itertools
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-CHUNK = 8  # items that are handed over at once
-AHEAD = 4  # chunks a core that are worked on, or done and not yet taken
 # A process costs half a second to start. Threads cost nothing, but take turns wherever Python is
-# at work and not a library: with images of 256 x 256, a third to a half of the time.
+# at work and not a library: with images of 256 x 256, half of the time.
 WORTH_PROCESSES = 2000  # items
 
 
@@ -28,32 +19,14 @@ def cores() -> int:
 
 
 def all_cores(items: int) -> concurrent.futures.Executor:
-    """A worker for each core: threads for few items, processes for many."""
-    workers = cores()
-    if workers == 1 or items < WORTH_PROCESSES:
-        return concurrent.futures.ThreadPoolExecutor(workers)
-    context = multiprocessing.get_context("spawn")  # JAX does not survive a fork
-    return concurrent.futures.ProcessPoolExecutor(workers, context, _begin)
+    """A worker for each core: threads for few items (files or rows), processes for many.
 
-
-def map_ahead(
-    pool: concurrent.futures.Executor, function: Callable[[Item], Result], items: Iterable[Item]
-) -> Iterator[Result]:
-    """Maps in order, a bounded number of items ahead of who takes the results.
-
-    Args:
-        pool: of all_cores. For processes, the function and its items have to be picklable.
-        function: of one item.
-        items: are taken as they are needed.
+    What processes are handed, and give back, has to be picklable, and should be small.
     """
-    items = iter(items)
-    chunks = iter(lambda: list(itertools.islice(items, CHUNK)), [])
-    submitted = (pool.submit(_each, function, chunk) for chunk in chunks)
-    ahead = collections.deque(itertools.islice(submitted, AHEAD * cores()))
-    while ahead:
-        results = ahead.popleft().result()
-        ahead.extend(itertools.islice(submitted, 1))
-        yield from results
+    if cores() == 1 or items < WORTH_PROCESSES:
+        return concurrent.futures.ThreadPoolExecutor(cores())
+    context = multiprocessing.get_context("spawn")  # JAX does not survive a fork
+    return concurrent.futures.ProcessPoolExecutor(cores(), context, _begin)
 
 
 def end_with_parent() -> None:
@@ -68,13 +41,9 @@ def end_with_parent() -> None:
     threading.Thread(target=end, daemon=True).start()
 
 
-def _each(function: Callable[[Item], Result], chunk: list[Item]) -> list[Result]:
-    return [function(item) for item in chunk]
-
-
 def _begin() -> None:
     import cv2  # here, because pipeline.py's workers do without
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it in silence
     end_with_parent()
     cv2.setNumThreads(1)  # each core has its process

@@ -1,15 +1,16 @@
 """The files of a store: each appears under its name only when whole, so that a build can go on."""
 
+import concurrent.futures
 import dataclasses
-import itertools
+import functools
 import os
 import pathlib
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from usfm.data.parallel import all_cores, map_ahead
+from usfm.data.parallel import all_cores, cores
 from usfm.data.progress import progress
 from usfm.data.records import Source, record
 
@@ -30,26 +31,44 @@ class Shard:
         return self.file.exists()
 
 
-def write_shard(file: pathlib.Path, records: Iterable[bytes]) -> None:
-    """Writes a file of records; until it is whole, it has another name."""
+def write_shards(shards: Sequence[Shard]) -> None:
+    """Writes the shards that are not whole, on all cores of this machine, one a core at a time."""
+    total = sum(len(shard.sources) for shard in shards)
+    missing = [shard for shard in shards if not shard.whole]
+    missing.sort(key=lambda shard: -len(shard.sources))  # so that no large one is left at the end
+    rows = sum(len(shard.sources) for shard in missing)
+    threads = cores() // max(1, len(missing))
+    with all_cores(rows) as pool:
+        written = pool.map(functools.partial(write_shard, threads=threads), missing)
+        stored = (row for shard in written for row in range(shard))
+        for _ in progress(stored, total, "storing images", before=total - rows):
+            pass
+
+
+def write_shard(shard: Shard, threads: int = 1) -> int:
+    """Writes a shard; until it is whole, its file has another name.
+
+    Args:
+        shard: what to write.
+        threads: make the records. Of one, the calling thread makes them.
+
+    Returns:
+        The number of its rows.
+    """
     # Not only of this process: Beam may have several machines write one shard at once.
-    unfinished = file.with_name(f"{file.name}.{uuid.uuid4().hex}.unfinished")
-    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = shard.file.with_name(f"{shard.file.name}.{uuid.uuid4().hex}.unfinished")
+    shard.file.parent.mkdir(parents=True, exist_ok=True)
     writer = ArrayRecordWriter(os.fspath(unfinished), OPTIONS)
-    for one in records:
+    for one in _records(shard.sources, threads):
         writer.write(one)
     writer.close()
-    unfinished.replace(file)
+    unfinished.replace(shard.file)
+    return len(shard.sources)
 
 
-def write_shards(shards: Sequence[Shard]) -> None:
-    """Writes the shards that are not whole, on all cores of this machine."""
-    missing = [shard for shard in shards if not shard.whole]
-    total, rows = (sum(len(shard.sources) for shard in some) for some in (shards, missing))
-    sources = itertools.chain.from_iterable(shard.sources for shard in missing)
-    with all_cores(rows) as pool:
-        records = progress(
-            map_ahead(pool, record, sources), total, "storing images", before=total - rows
-        )
-        for shard in missing:
-            write_shard(shard.file, itertools.islice(records, len(shard.sources)))
+def _records(sources: Iterable[Source], threads: int) -> Iterator[bytes]:
+    if threads <= 1:
+        yield from map(record, sources)
+    else:
+        with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+            yield from pool.map(record, sources)
