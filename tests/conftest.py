@@ -206,8 +206,8 @@ addEventListener("load", () => {
 @pytest.fixture
 def browse(tmp_path) -> Callable[..., dict[str, Any]]:
     """Opens a page in Chromium, in a window of so many pixels (500 or more)."""
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
+    chromium = shutil.which("chromium") or shutil.which("google-chrome") or ""
+    if not chromium:
         pytest.skip("there is no Chromium (Debian: apt install chromium)")
 
     def browse(page: pathlib.Path, width: int, *, dark: bool = False) -> dict[str, Any]:

@@ -4,8 +4,11 @@ python tools/prepare_data.py --config=configs/NAME.py --workdir=DIR [--config.FI
 
 Writes DIR/splits.csv (and DIR/bad_rows.csv where rows are faulty), and the store under
 data.cache_dir, which every run with the same folder, data.image_size and data.channels shares.
+The store is built on all cores; a build that was killed goes on where it was. With --beam it is
+built on Apache Beam instead, to the same bytes: --beam_options=runner=FlinkRunner,parallelism=8
 """
 
+import functools
 import pathlib
 import sys
 
@@ -20,11 +23,15 @@ from usfm.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, as for usfm.main.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where splits.csv and bad_rows.csv are written.")
+_BEAM = flags.DEFINE_bool("beam", False, "Build the store on Apache Beam (extra: beam).")
+_BEAM_OPTIONS = flags.DEFINE_list("beam_options", [], "The runner and its options: NAME=VALUE,...")
 
 
 def main() -> None:
     """Prepares the data, and says how many rows each part has."""
+    from usfm.data import beam
     from usfm.data.builder import open_store
+    from usfm.data.shards import write_shards
     from usfm.data.source import cache_dir, open_folder, open_splits
     from usfm.data.splits import PARTS
 
@@ -33,12 +40,17 @@ def main() -> None:
         raise UserError("--config=configs/NAME.py is missing; see --help")
     if not workdir:
         raise UserError("--workdir=DIR is missing; see --help")
+    if _BEAM_OPTIONS.value and not _BEAM.value:
+        raise UserError("--beam_options says how, but not that: give --beam too")
+    write = write_shards
+    if _BEAM.value:
+        write = functools.partial(beam.write_shards, options=_BEAM_OPTIONS.value)
     workdir = pathlib.Path(workdir).expanduser()
     usfm_config.check(config)
     folder = open_folder(config, workdir)
     splits = open_splits(config, folder, workdir)
     size = config.data.image_size
-    open_store(folder, (size, size), config.data.channels, cache_dir(config))
+    open_store(folder, (size, size), config.data.channels, cache_dir(config), write)
     width = max(len(task.id) for task in folder.tasks)
     for task in folder.tasks:
         counts = (f"{splits.indices(folder, task.id, part).size} {part}" for part in PARTS)

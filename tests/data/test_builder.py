@@ -1,4 +1,5 @@
 import dataclasses
+import os
 import pickle
 import re
 import shutil
@@ -20,7 +21,18 @@ SIZE = (16, 24)
 
 
 def stores(cache):
-    return sorted(path.name for path in cache.iterdir() if path.name != "build.lock")
+    return sorted(path.name for path in cache.iterdir())
+
+
+def contents(folder):
+    """The bytes of all files, by their place in a folder."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def whole_shards(cache):
+    """The files of a store that is being built which are whole, and which files they are."""
+    return {path: path.stat().st_ino for path in cache.rglob("*-of-?????")}
 
 
 def run(script, *arguments):
@@ -28,44 +40,63 @@ def run(script, *arguments):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+# Shards of three rows; those with masks, of one.
 OPEN = """
 import pickle, sys, zlib
-from usfm.data.builder import open_store
+from usfm.data import builder
+builder.SHARD_BYTES = 1300
 with open(sys.argv[1], "rb") as file:
     folder = pickle.load(file)
-store = open_store(folder, (16, 24), 1, sys.argv[2])
+store = builder.open_store(folder, (16, 24), 1, sys.argv[2])
 print(zlib.crc32(store.read("seg", range(7))["image"].tobytes()))
 """
 
-# The process kills itself in the middle of the second task.
+# The process kills itself at its nth call of a function.
 KILLED = (
     """
-import os, signal
-import usfm.data.builder as builder
-example = builder._example
-def last(config, row):
-    if (row.task_id, row.index) == ("organ", 4):
+import itertools, os, pathlib, signal, sys
+from usfm.data import builder, parallel, shards
+parallel.cores = shards.cores = lambda: 2
+places = {"record": shards, "replace": pathlib.Path, "describe": builder.UltrasoundFolder}
+_, _, _, name, nth = sys.argv
+function, calls = getattr(places[name], name), itertools.count(1)
+def call(*arguments):
+    if next(calls) == int(nth):
         os.kill(os.getpid(), signal.SIGKILL)
-    return example(config, row)
-builder._example = last
+    return function(*arguments)
+setattr(places[name], name, call)
 """
     + OPEN
 )
 
-# The process waits in the middle until a file appears.
+# The process waits at its first records until a file appears.
 HELD = (
     """
 import pathlib, sys, time
-import usfm.data.builder as builder
-example = builder._example
-def held(config, row):
+from usfm.data import shards
+record = shards.record
+def held(source):
     while not pathlib.Path(sys.argv[3]).exists():
         time.sleep(0.02)
-    return example(config, row)
-builder._example = held
+    return record(source)
+shards.record = held
 """
     + OPEN
 )
+
+# Two processes do the work.
+PARALLEL = (
+    """
+from usfm.data import parallel
+parallel.WORTH_PROCESSES, parallel.cores = 0, lambda: 2
+"""
+    + OPEN
+)
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    monkeypatch.setattr(builder, "SHARD_BYTES", 1300)
 
 
 @pytest.fixture
@@ -143,7 +174,7 @@ def test_rows_outside_the_task_are_refused(make_store, index):
 def test_is_a_tfds_dataset_with_the_strings_of_the_csv(small_folder, tmp_path):
     open_store(small_folder, SIZE, 1, tmp_path / "cache")
     (name,) = stores(tmp_path / "cache")
-    builders = builder._builders(small_folder, SIZE, 1, tmp_path / "cache" / name, iter(()))
+    builders = builder._builders(small_folder, SIZE, 1, tmp_path / "cache" / name)
     source = builders["seg"].as_data_source(SPLIT)
     for example, row in zip(source, small_folder.rows["seg"], strict=True):
         assert example["key"].decode() == row.key
@@ -191,18 +222,81 @@ def test_changed_labels_pixels_and_settings_are_other_stores(small_folder, tmp_p
     assert len(stores(cache)) == 5
 
 
-def test_what_a_killed_build_leaves_is_never_taken_for_whole(small_folder, saved_folder, tmp_path):
+def test_tfds_prepares_it_to_the_same_bytes(small_folder, tmp_path, small_shards):
+    open_store(small_folder, SIZE, 1, tmp_path / "cache")
+    (name,) = stores(tmp_path / "cache")
+    of_tasks = builder._builders(small_folder, SIZE, 1, tmp_path / "tfds")
+    for of_task in of_tasks.values():
+        of_task.download_and_prepare(download_dir=tmp_path / "downloads")
+    assert contents(tmp_path / "tfds") == contents(tmp_path / "cache" / name)
+
+
+def test_a_build_that_is_killed_again_and_again_ends_as_one_that_was_not(
+    small_folder, saved_folder, tmp_path, small_shards
+):
     cache = tmp_path / "cache"
-    killed = run(KILLED, saved_folder, cache)
-    killed.communicate()
-    assert killed.returncode == -signal.SIGKILL
-    (left,) = stores(cache)
-    assert left.endswith(".building")
-    # Another store is built next: it clears the rest away too.
-    open_store(small_folder, (8, 8), 1, cache)
-    assert left not in stores(cache)
+    whole = {}
+    # While it makes some record, gives some shard its name, or describes those of some task.
+    for moment in (("record", 11), ("replace", 6), ("describe", 3)):
+        killed = run(KILLED, saved_folder, cache, *moment)
+        assert killed.communicate()[1] == ""
+        assert killed.returncode == -signal.SIGKILL
+        (left,) = cache.glob("*.building")
+        assert whole.items() < whole_shards(cache).items()
+        whole = whole_shards(cache)
+    assert list(left.rglob("*.json"))
     store = open_store(small_folder, SIZE, 1, cache)
     assert all(store.num_rows(task.id) == 7 for task in store.tasks)
+    assert sorted(whole_shards(cache).values()) == sorted(whole.values())
+    open_store(small_folder, SIZE, 1, tmp_path / "undisturbed")
+    assert contents(cache) == contents(tmp_path / "undisturbed")
+
+
+def test_half_written_files_are_not_taken_for_whole(small_folder, tmp_path, small_shards):
+    cache = tmp_path / "cache"
+    open_store(small_folder, SIZE, 1, cache)
+    expected = contents(cache)
+    (name,) = stores(cache)
+    left = (cache / name).rename(cache / f"{name}.building")
+    for file in left.rglob("*"):
+        if file.name.endswith("00001-of-00003"):
+            file.rename(file.with_name(file.name + ".00ff.unfinished")).write_bytes(b"half")
+        elif file.suffix == ".json":
+            file.write_text('{"half')
+    open_store(small_folder, SIZE, 1, cache)
+    assert contents(cache) == expected
+
+
+def test_when_processes_build_and_their_parent_is_killed_they_end_and_the_next_goes_on(
+    small_folder, saved_folder, tmp_path, small_shards
+):
+    cache = tmp_path / "cache"
+    # Whoever opens this image waits for somebody to write it.
+    file = small_folder.image_file(small_folder.rows["organ"][4])
+    content = file.read_bytes()
+    file.unlink()
+    os.mkfifo(file)
+    killed = run(PARALLEL, saved_folder, cache)
+    while killed.poll() is None and len(whole_shards(cache)) < 21:
+        time.sleep(0.02)
+    whole = set(whole_shards(cache).values())
+    killed.kill()
+    # They hold the same pipes, so this ends when the last of them has ended.
+    killed.communicate(timeout=60)
+    file.unlink()
+    file.write_bytes(content)
+    open_store(small_folder, SIZE, 1, cache)
+    assert whole < set(whole_shards(cache).values())
+    open_store(small_folder, SIZE, 1, tmp_path / "undisturbed")
+    assert contents(cache) == contents(tmp_path / "undisturbed")
+
+
+def test_what_nobody_goes_on_with_is_removed(small_folder, saved_folder, tmp_path):
+    cache = tmp_path / "cache"
+    run(KILLED, saved_folder, cache, "record", 20).communicate()
+    assert any(name.endswith(".building") for name in stores(cache))
+    open_store(small_folder, (8, 8), 1, cache)
+    assert len(stores(cache)) == 1
 
 
 def test_a_failed_build_leaves_no_store(small_folder, tmp_path):
@@ -224,9 +318,21 @@ def test_two_processes_that_build_at_once_both_have_the_store(saved_folder, tmp_
         time.sleep(0.02)
     second = run(OPEN, saved_folder, cache)
     assert second.stderr is not None
-    assert "waiting for the process that builds in" in second.stderr.readline()
+    assert "waiting for the process that makes" in second.stderr.readline()
     go.touch()
     outputs = [process.communicate() for process in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0), outputs
     assert outputs[0][0] == outputs[1][0] != ""
     assert len(stores(cache)) == 1
+
+
+def test_two_stores_can_be_built_at_once(small_folder, saved_folder, tmp_path):
+    cache, go = tmp_path / "cache", tmp_path / "go"
+    other = run(HELD, saved_folder, cache, go)
+    while other.poll() is None and not list(cache.rglob("*.unfinished")):
+        time.sleep(0.02)
+    open_store(small_folder, (8, 8), 1, cache)
+    assert len(list(cache.glob("*.building"))) == 1
+    go.touch()
+    assert other.communicate()[1] == ""
+    assert len(stores(cache)) == 2

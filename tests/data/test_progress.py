@@ -15,6 +15,12 @@ def test_long_work_says_how_far_it_is(capfd, monkeypatch):
     assert capfd.readouterr().err == "reading: 1 of 2\nreading: 2 of 2\n"
 
 
+def test_what_an_earlier_run_did_is_counted(capfd, monkeypatch):
+    monkeypatch.setattr(module, "SECONDS_BETWEEN_LINES", 0)
+    assert list(progress(range(2), 5, "reading", before=3)) == [0, 1]
+    assert capfd.readouterr().err == "reading: 4 of 5\nreading: 5 of 5\n"
+
+
 def test_a_terminal_gets_a_bar_which_passes_everything_on(monkeypatch):
     monkeypatch.setattr(module.sys.stderr, "isatty", lambda: True)
     assert list(progress(range(5), 5, "reading")) == list(range(5))

@@ -38,11 +38,12 @@ def main(file: str) -> None:
     indices = {task.id: np.arange(store.num_rows(task.id)) for task in store.tasks}
     mix = Mix(store.tasks, SLOTS)
     batches = slot_batches(store, mix, indices, examples_per_slot=EXAMPLES, seed=0)
-    slots = [
-        (store.tasks[task].id, rows)
-        for step in range(STEPS)
-        for task, rows in zip(batches[step]["task"].tolist(), batches[step]["row"], strict=True)
-    ]
+    slots = []
+    for step in range(STEPS):
+        batch = batches[step]
+        assert batch is not None  # grain allows for filters, and there is none
+        ids = [store.tasks[task].id for task in batch["task"].tolist()]
+        slots += zip(ids, batch["row"], strict=True)
     readers = {
         task.id: [(ArrayRecordReader(path, **READER), rows) for path, rows in store.shards[task.id]]
         for task in store.tasks

@@ -52,10 +52,13 @@ class Rows:
     def __getitem__(self, index: int) -> Sample:
         row = self.rows[index]
         image = cv2.imread(str(self.folder / row["image_path"]))
+        assert image is not None, row["image_path"]
         inputs = {"image": cv2.cvtColor(image, cv2.COLOR_BGR2RGB)}
         if self.kind == "segmentation":
             path = str(self.folder / row["mask_path"])
-            inputs["mask"] = cv2.imread(path, cv2.IMREAD_GRAYSCALE)
+            mask = cv2.imread(path, cv2.IMREAD_GRAYSCALE)
+            assert mask is not None, path
+            inputs["mask"] = mask
         elif self.kind == "Regression":
             names = [name for name in row if name.startswith("point_")]
             inputs["keypoints"] = np.array([json.loads(row[name]) for name in names], np.float32)

@@ -15,6 +15,7 @@ import numpy as np
 
 from usfm.data.image import burned_in, content_hash, read_image, read_mask, split_frame
 from usfm.data.limits import ImageError
+from usfm.data.parallel import all_cores
 from usfm.data.progress import progress
 
 # A file, or a frame of one, as it is wanted: ("image" or "mask", path relative to the root).
@@ -71,19 +72,29 @@ def check_files(
         place = hashlib.blake2b(os.fsencode(root.resolve()), digest_size=8).hexdigest()
         cache_file = cache_dir / f"files-{place}.json"
     known = _load(cache_file) if cache_file else {}
-    check = functools.partial(_check, root, known)
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # a file system may be far away
+        stamps = dict(zip(wanted, pool.map(functools.partial(_stamp, root), wanted), strict=True))
     found: dict[Wanted, Facts | Unreadable | None] = {}
-    fresh: dict[Wanted, tuple[Stamp, Facts]] = {}
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        checked = progress(pool.map(check, wanted), len(wanted), "checking files")
-        for file, stamp, facts in checked:
-            found[file] = facts
-            if stamp is not None and isinstance(facts, Facts) and known.get(file) != (stamp, facts):
-                fresh[file] = stamp, facts
+    new: dict[Wanted, Stamp] = {}
+    for file, stamp in stamps.items():
+        if not isinstance(stamp, tuple):
+            found[file] = stamp
+        elif file in known and known[file][0] == stamp:
+            found[file] = known[file][1]
+        else:
+            new[file] = stamp
+    with all_cores(len(new)) as pool:
+        decoded = pool.map(functools.partial(_decode, root), new, chunksize=8)
+        found |= zip(new, progress(decoded, len(new), "checking files"), strict=True)
+    fresh = {
+        file: (stamp, facts)
+        for file, stamp in new.items()
+        if isinstance(facts := found[file], Facts)
+    }
     if cache_file and fresh:
         _save(cache_file, known | fresh)
     _warn(root, found)
-    return found
+    return {file: found[file] for file in wanted}
 
 
 def _warn(root: pathlib.Path, found: Mapping[Wanted, Facts | Unreadable | None]) -> None:
@@ -100,33 +111,32 @@ def _warn(root: pathlib.Path, found: Mapping[Wanted, Facts | Unreadable | None])
         )
 
 
-def _check(
-    root: pathlib.Path, known: dict[Wanted, tuple[Stamp, Facts]], file: Wanted
-) -> tuple[Wanted, Stamp | None, Facts | Unreadable | None]:
-    role, path = file
+def _stamp(root: pathlib.Path, file: Wanted) -> Stamp | Unreadable | None:
     try:
-        status = os.stat(split_frame(root / path)[0])
+        status = os.stat(split_frame(root / file[1])[0])
     except (FileNotFoundError, NotADirectoryError):
-        return file, None, None
+        return None
     except OSError as error:
         remedy = "correct the path or its permissions"
-        return file, None, Unreadable(f"cannot be read ({error.strerror})", remedy)
+        return Unreadable(f"cannot be read ({error.strerror})", remedy)
     if not stat.S_ISREG(status.st_mode):
-        return file, None, Unreadable("is not a file", "correct the path")
+        return Unreadable("is not a file", "correct the path")
     if status.st_size == 0:
-        return file, None, Unreadable("is an empty file (0 bytes)", "copy it again")
+        return Unreadable("is an empty file (0 bytes)", "copy it again")
     # Taken before decoding: a file that changes meanwhile will not match next time.
-    stamp = status.st_size, status.st_mtime_ns, status.st_ctime_ns
-    if file in known and known[file][0] == stamp:
-        return file, stamp, known[file][1]
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _decode(root: pathlib.Path, file: Wanted) -> Facts | Unreadable:
+    role, path = file
     try:
         pixels = read_mask(root / path) if role == "mask" else read_image(root / path)
         shown = role == "image" and burned_in(root / path)
     except ImageError as error:
-        return file, stamp, Unreadable(error.fault, error.remedy)
+        return Unreadable(error.fault, error.remedy)
     values = tuple(np.flatnonzero(np.bincount(pixels.ravel())).tolist()) if role == "mask" else ()
     height, width = pixels.shape[:2]
-    return file, stamp, Facts(height, width, content_hash(pixels), values, shown)
+    return Facts(height, width, content_hash(pixels), values, shown)
 
 
 def _load(path: pathlib.Path) -> dict[Wanted, tuple[Stamp, Facts]]:

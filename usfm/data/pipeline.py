@@ -2,11 +2,8 @@
 
 import dataclasses
 import itertools
-import multiprocessing
-import os
 import signal
 import sys
-import threading
 import zlib
 from collections.abc import Mapping
 
@@ -15,6 +12,7 @@ import numpy as np
 
 from usfm.data.mixing import Mix
 from usfm.data.order import ByClass, Epochs
+from usfm.data.parallel import end_with_parent
 from usfm.data.slots import read_batch
 from usfm.data.store import Store
 from usfm.errors import UserError
@@ -57,7 +55,7 @@ def slot_batches(
         UserError: a task without rows, a weight that is not above zero, fewer slots than types,
             or slots that cannot be shared equally by the processes.
     """
-    walks = []
+    walks: list[Epochs | ByClass] = []
     for task in mix.tasks:
         rows = np.asarray(indices.get(task.id, ()), np.int32)
         if not rows.size:
@@ -118,14 +116,7 @@ def _follow_parent(worker: int, workers: int) -> None:
     del worker, workers
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=end, daemon=True).start()
+    end_with_parent()
 
 
 @dataclasses.dataclass(frozen=True)

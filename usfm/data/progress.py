@@ -12,21 +12,23 @@ Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 10
 
 
-def progress(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
+def progress(items: Iterable[Item], total: int, what: str, before: int = 0) -> Iterator[Item]:
     """Passes items on, with a bar on a terminal and now and then a plain line elsewhere.
 
     Nothing is shown of work that is quick.
 
     Args:
         items: what is worked on.
-        total: how many there are.
+        total: how many there are, with those before.
         what: what is done, in a word or two.
+        before: how many an earlier run had done.
     """
     if sys.stderr.isatty():
-        yield from tqdm.tqdm(items, desc=what, total=total, delay=1, leave=False)
+        bar = tqdm.tqdm(items, desc=what, total=total, initial=before, delay=1, leave=False)
+        yield from bar
         return
     last = time.monotonic()
-    for done, item in enumerate(items, start=1):
+    for done, item in enumerate(items, start=before + 1):
         yield item
         if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
             last = time.monotonic()

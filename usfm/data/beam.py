@@ -1,0 +1,42 @@
+"""The same shards on Apache Beam: on one machine, or on many that share a file system."""
+
+import pickle
+from collections.abc import Sequence
+
+from usfm.data.shards import Shard, write_shard
+from usfm.errors import UserError
+
+
+def write_shards(shards: Sequence[Shard], options: Sequence[str]) -> None:
+    """Writes the shards that are not whole, as one pipeline for all tasks.
+
+    Args:
+        shards: of the store. Workers find its folder, and the images, under the same paths.
+        options: of the pipeline and its runner, such as runner=FlinkRunner.
+
+    Raises:
+        UserError: Apache Beam is not installed.
+    """
+    try:
+        import apache_beam as beam  # pyrefly: ignore[missing-import]
+        from apache_beam.options import pipeline_options  # pyrefly: ignore[missing-import]
+    except ImportError as error:
+        raise UserError("--beam needs Apache Beam: pip install -e '.[beam]'") from error
+    tickets = [_ticket(shard) for shard in shards if not shard.whole]
+    flags = pipeline_options.PipelineOptions([f"--{option}" for option in options])
+    with beam.Pipeline(options=flags) as pipeline:
+        # Reshuffle, for runners would else fuse the steps and give all to one worker.
+        _ = pipeline | beam.Create(tickets) | beam.Reshuffle() | "Write" >> beam.Map(_write)
+
+
+def _ticket(shard: Shard) -> str:
+    """Writes down what a shard holds: a pipeline's own description may have some megabytes only."""
+    ticket = shard.file.with_name(f"{shard.file.name}.ticket")
+    ticket.parent.mkdir(parents=True, exist_ok=True)
+    ticket.write_bytes(pickle.dumps(shard))
+    return str(ticket)
+
+
+def _write(ticket: str) -> None:
+    with open(ticket, "rb") as file:
+        write_shard(pickle.load(file))
