@@ -3,7 +3,7 @@
 python tools/benchmark.py NAME ... [--peer=transformers] [--case=vits16]
 
 A line holds name, value, unit, peer (what it is compared with, or null), ratio (to that peer) and
-conditions. Names: model, step, surgery. Peers need a Python of their own: PEER_PY says which.
+conditions. Names: build, model, step, surgery. A peer needs a Python of its own: PEER_PY says which.
 """
 
 import argparse
@@ -14,10 +14,15 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from tools.benchmarks import model, step, surgery
+from tools.benchmarks import build, model, step, surgery
 
 PEERS = {"model": "transformers", "surgery": "torchjd"}
-BENCHMARKS = {"model": model.measure, "step": step.measure, "surgery": surgery.measure}
+BENCHMARKS = {
+    "build": build.measure,
+    "model": model.measure,
+    "step": step.measure,
+    "surgery": surgery.measure,
+}
 
 
 def main() -> None:
