@@ -3,7 +3,7 @@
 python tools/benchmark.py NAME ... [--peer=transformers] [--case=vits16]
 
 A line holds name, value, unit, peer (what it is compared with, or null), ratio (to that peer) and
-conditions. Names: build, model, step, surgery. A peer needs a Python of its own: PEER_PY says which.
+conditions. Names: build, model, step, surgery. PEER_PY says which Python has the peers.
 """
 
 import argparse
