@@ -8,7 +8,6 @@ The store is built on all cores; a build that was killed goes on where it was. W
 built on Apache Beam instead, to the same bytes: --beam_options=runner=FlinkRunner,parallelism=8
 """
 
-import functools
 import pathlib
 import sys
 
@@ -42,9 +41,7 @@ def main() -> None:
         raise UserError("--workdir=DIR is missing; see --help")
     if _BEAM_OPTIONS.value and not _BEAM.value:
         raise UserError("--beam_options says how, but not that: give --beam too")
-    write = write_shards
-    if _BEAM.value:
-        write = functools.partial(beam.write_shards, options=_BEAM_OPTIONS.value)
+    write = beam.writer(_BEAM_OPTIONS.value) if _BEAM.value else write_shards
     workdir = pathlib.Path(workdir).expanduser()
     usfm_config.check(config)
     folder = open_folder(config, workdir)

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from tools import benchmark
-from tools.benchmarks import model, step, surgery, timing
+from tools.benchmarks import build, model, step, surgery, timing
 from usfm import config as usfm_config
 from usfm.data.phantoms.catalogue import PHANTOMS
 from usfm.models import functional
@@ -138,3 +138,16 @@ def test_surgery_gives_time_and_memory_as_multiples_of_the_plain_step(monkeypatc
     assert mapped["peer"] == "surgery/small/plain/memory"
     bytes_ = [float(str(lines[f"surgery/small/{of}/memory"]["value"])) for of in kept]
     assert mapped["ratio"] == pytest.approx(bytes_[1] / bytes_[0], abs=1e-2)
+
+
+def test_a_build_is_timed_on_one_core_and_on_more(monkeypatch):
+    monkeypatch.setattr(timing, "ROUNDS", 1)
+    monkeypatch.setattr(build, "IMAGES", 36)
+    monkeypatch.setattr(build, "cores", lambda: 2)
+    one, two = build.measure()
+    assert (one["name"], one["peer"], one["ratio"]) == ("build/1_core", None, None)
+    assert (two["name"], two["peer"]) == ("build/2_cores", "build/1_core")
+    conditions = two["conditions"]
+    assert isinstance(conditions, dict)
+    assert conditions["share_of_linear"] == pytest.approx(float(str(two["ratio"])) / 2, abs=1e-3)
+    assert conditions["cpu_seconds"] > 0

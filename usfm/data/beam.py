@@ -1,17 +1,18 @@
 """The same shards on Apache Beam: on one machine, or on many that share a file system."""
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from usfm.data.shards import Shard, write_shard
 from usfm.errors import UserError
 
 
-def write_shards(shards: Sequence[Shard], options: Sequence[str]) -> None:
-    """Writes the shards that are not whole, as one pipeline for all tasks.
+def writer(options: Sequence[str]) -> Callable[[Sequence[Shard]], None]:
+    """A function that writes the shards that are not whole, as one pipeline for all tasks.
+
+    The workers find the store's folder, and the images, under the same paths as this process.
 
     Args:
-        shards: of the store. Workers find its folder, and the images, under the same paths.
         options: of the pipeline and its runner, such as runner=FlinkRunner.
 
     Raises:
@@ -22,11 +23,15 @@ def write_shards(shards: Sequence[Shard], options: Sequence[str]) -> None:
         from apache_beam.options import pipeline_options  # pyrefly: ignore[missing-import]
     except ImportError as error:
         raise UserError("--beam needs Apache Beam: pip install -e '.[beam]'") from error
-    tickets = [_ticket(shard) for shard in shards if not shard.whole]
     flags = pipeline_options.PipelineOptions([f"--{option}" for option in options])
-    with beam.Pipeline(options=flags) as pipeline:
-        # Reshuffle, for runners would else fuse the steps and give all to one worker.
-        _ = pipeline | beam.Create(tickets) | beam.Reshuffle() | "Write" >> beam.Map(_write)
+
+    def write(shards: Sequence[Shard]) -> None:
+        tickets = [_ticket(shard) for shard in shards if not shard.whole]
+        with beam.Pipeline(options=flags) as pipeline:
+            # Reshuffle, for runners would else fuse the steps and give all to one worker.
+            _ = pipeline | beam.Create(tickets) | beam.Reshuffle() | "Write" >> beam.Map(_write)
+
+    return write
 
 
 def _ticket(shard: Shard) -> str:
