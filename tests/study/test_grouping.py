@@ -145,7 +145,7 @@ def test_the_error_of_a_fit_is_that_of_fits_without_each():
         weights = np.linalg.solve(design.T @ design + np.diag([0, 1, 1]), design.T @ gain[rest])
         left_out.append(gain[i] - weights @ [1, *table[i]])
     np.testing.assert_allclose(found.error, np.sqrt(np.mean(np.square(left_out))))
-    with pytest.raises(ValueError, match="2 measured gains; three are the least"):
+    with pytest.raises(ValueError, match="2 measured gains; 3 are the least"):
         fit(table[:2], gain[:2])
 
 
