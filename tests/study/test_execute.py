@@ -94,6 +94,18 @@ def test_every_cell_is_done_once_and_a_second_start_does_nothing(tmp_path):
     assert len(attempts(tmp_path)) == len(NAMES)
 
 
+def test_a_cell_that_was_done_when_nobody_was_left_to_say_so_has_its_line_later(tmp_path):
+    run(tmp_path, fail=[NAMES[2]])
+    complete = attempts(tmp_path)
+    log = tmp_path / execute.LOG
+    lines = log.read_text().splitlines(keepends=True)
+    cells = (NAMES[0], NAMES[2])
+    lost = [n for n, of in enumerate(complete) if of[0] in cells and of[2] == "done"]
+    log.write_text("".join(line for n, line in enumerate(lines) if n not in lost))
+    assert run(tmp_path) == ([], [])
+    assert sorted(attempts(tmp_path)) == sorted(complete)
+
+
 def test_processes_share_the_work_and_keep_equal_shapes_together(tmp_path):
     _, shares = run(tmp_path, processes=2)
     assert len(shares) == 2

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import TextIO
 
 import tqdm
 from ml_collections import ConfigDict
@@ -44,7 +45,8 @@ def execute(
     done = sum(worker.done(place(workdir, cell)) for cell in wanted)
     terminal = sys.stderr.isatty()
     bar = tqdm.tqdm(total=len(wanted), initial=done, unit="cell", disable=not terminal)
-    with bar, (workdir / LOG).open("a") as log:
+    with bar, (workdir / LOG).open("a+") as log:
+        _make_up(log, workdir, wanted)
         for attempt in range(1, ATTEMPTS + 1):
             left = [cell for cell in wanted if not worker.done(place(workdir, cell))]
             for cell in left:
@@ -64,6 +66,19 @@ def execute(
                 else:
                     say(f"{cell.name} failed again and is left out: see {workdir / LOG}")
     return [cell for cell in wanted if not worker.done(place(workdir, cell))]
+
+
+def _make_up(log: TextIO, workdir: pathlib.Path, wanted: Sequence[Cell]) -> None:
+    """Writes the lines of cells that were done when nobody was left to write them."""
+    log.seek(0)
+    lines = [json.loads(line) for line in log]
+    done = {line["cell"] for line in lines if line["status"] == "done"}
+    for cell in wanted:
+        status = worker.status(place(workdir, cell))
+        if status.get("status") == "done" and cell.name not in done:
+            attempt = 1 + sum(line["cell"] == cell.name for line in lines)
+            log.write(json.dumps({"cell": cell.name, "attempt": attempt} | status) + "\n")
+    log.flush()
 
 
 def _ended(
