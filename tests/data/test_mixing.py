@@ -137,7 +137,8 @@ def test_a_schedule_has_a_stage_for_each_temperature():
     rows = {"a": np.arange(40), "b": np.arange(10)}
     stages = stages_of(rows, data(temperature=1.0, temperature_schedule="100=2, 250=0"))
     assert [stage.start for stage in stages] == [0, 100, 250]
-    ratios = [stage.weights["a"] / stage.weights["b"] for stage in stages]
+    weights = [stage.weights or {} for stage in stages]
+    ratios = [of_stage["a"] / of_stage["b"] for of_stage in weights]
     assert ratios == pytest.approx([4.0, 2.0, 1.0])
 
 

@@ -14,6 +14,7 @@ import pathlib
 import random
 import sys
 import time
+from typing import Any
 
 import albumentations as A  # pyrefly: ignore[missing-import]
 import cv2
@@ -52,7 +53,8 @@ class Rows:
     def __getitem__(self, index: int) -> Sample:
         row = self.rows[index]
         image = cv2.imread(str(self.folder / row["image_path"]))
-        inputs = {"image": cv2.cvtColor(image, cv2.COLOR_BGR2RGB)}
+        assert image is not None, row["image_path"]
+        inputs: dict[str, Any] = {"image": cv2.cvtColor(image, cv2.COLOR_BGR2RGB)}
         if self.kind == "segmentation":
             path = str(self.folder / row["mask_path"])
             inputs["mask"] = cv2.imread(path, cv2.IMREAD_GRAYSCALE)

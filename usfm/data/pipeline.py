@@ -57,7 +57,7 @@ def slot_batches(
         UserError: a task without rows, a weight that is not above zero, fewer slots than types,
             or slots that cannot be shared equally by the processes.
     """
-    walks = []
+    walks: list[Epochs | ByClass] = []
     for task in mix.tasks:
         rows = np.asarray(indices.get(task.id, ()), np.int32)
         if not rows.size:
