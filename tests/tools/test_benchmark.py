@@ -2,12 +2,13 @@ import contextlib
 import json
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import pytest
 
 from tools import benchmark
-from tools.benchmarks import build, model, step, surgery, timing
+from tools.benchmarks import build, input, model, step, surgery, timing
 from usfm import config as usfm_config
 from usfm.data.phantoms.catalogue import PHANTOMS
 from usfm.models import functional
@@ -151,3 +152,24 @@ def test_a_build_is_timed_on_one_core_and_on_more(monkeypatch):
     assert isinstance(conditions, dict)
     assert conditions["share_of_linear"] == pytest.approx(float(str(two["ratio"])) / 2, abs=1e-3)
     assert conditions["cpu_seconds"] > 0
+
+
+def test_input_times_reading_and_the_pipeline_and_says_why_there_is_no_peer(monkeypatch, phantoms):
+    monkeypatch.setattr(input, "ROUNDS", 1)
+    monkeypatch.setattr(input, "SIZE", 32)
+    monkeypatch.setattr(input, "COLOURS", {"": 1})
+    monkeypatch.setattr(input, "_lacks", lambda python: "No module named 'albumentations'")
+    lines: dict[Any, Any] = {line["name"]: line for line in input.measure(str(phantoms))}
+    assert list(lines) == ["input/read", "input/read_slots", "input/pipeline", "input/worker"]
+    assert all(line["value"] > 0 for line in lines.values())
+    assert lines["input/worker"]["unit"] == "MiB"
+    pipeline = lines["input/pipeline"]
+    stated = pipeline["conditions"]
+    # One round, so the share is that of the values, which have one decimal.
+    share = pipeline["value"] / lines["input/read"]["value"]
+    assert stated["share_of_read"] == pytest.approx(share, abs=1e-3)
+    assert (pipeline["peer"], stated["no_peer"]) == (None, "No module named 'albumentations'")
+
+
+def test_a_python_without_albumentations_says_what_it_lacks():
+    assert input._lacks(sys.executable) == "ModuleNotFoundError: No module named 'albumentations'"

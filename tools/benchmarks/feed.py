@@ -10,6 +10,8 @@ line it reads, takes a turn and says its seconds and CPU seconds: all take the s
 On "memory" it makes the batches in a worker process, and says the peak of its resident set in MiB.
 """
 
+import contextlib
+import itertools
 import os
 import pathlib
 import pickle
@@ -39,11 +41,10 @@ def main(file: str) -> None:
     mix = Mix(store.tasks, SLOTS)
     batches = slot_batches(store, mix, indices, examples_per_slot=EXAMPLES, seed=0)
     slots = []
-    for step in range(STEPS):
-        batch = batches[step]
-        assert batch is not None  # grain allows for filters, and there is none
-        ids = [store.tasks[task].id for task in batch["task"].tolist()]
-        slots += zip(ids, batch["row"], strict=True)
+    with contextlib.closing(iterate(batches, 0, 0)) as stream:
+        for batch in itertools.islice(stream, STEPS):
+            for task, rows in zip(batch["task"].tolist(), batch["row"].tolist(), strict=True):
+                slots.append((store.tasks[task].id, rows))
     readers = {
         task.id: [(ArrayRecordReader(path, **READER), rows) for path, rows in store.shards[task.id]]
         for task in store.tasks
@@ -56,7 +57,7 @@ def main(file: str) -> None:
             index -= rows
         raise IndexError(index)
 
-    alone = [located(task_id, row) for task_id, rows in slots for row in rows.tolist()]
+    alone = [located(task_id, row) for task_id, rows in slots for row in rows]
     together = []  # by slot and file
     for start in range(0, len(alone), EXAMPLES):
         by_reader: dict[ArrayRecordReader, list[int]] = {}
@@ -73,10 +74,9 @@ def main(file: str) -> None:
             reader.read(rows)
 
     def pipeline(workers: int = 0) -> None:
-        stream = iterate(batches, 0, workers)
-        for _ in range(STEPS):
-            next(stream)
-        stream.close()
+        with contextlib.closing(iterate(batches, 0, workers)) as stream:
+            for _ in itertools.islice(stream, STEPS):
+                pass
 
     turns = {"read": read, "read_slots": read_slots, "pipeline": pipeline}
     print(ROWS, flush=True)

@@ -1,8 +1,12 @@
 """benchmark input: rows a second that one core feeds to a training step, beside reading alone.
 
-All take turns on one core, with files in the system's cache. The peer decodes and augments an
-FM_UIA folder's files as the official baseline does (peer_albumentations.py); it runs in $PEER_PY,
-or else in this Python, where that has Albumentations: pip install usfm[bench].
+All take turns on one core, with files in the system's cache. Values are rows a second of that
+core's time: on a shared machine the clock also counts the turns of others. The peer decodes and
+augments an FM_UIA folder's files as the official baseline does (peer_albumentations.py); it runs
+in $PEER_PY, or else in this Python, where that has Albumentations: pip install usfm[bench].
+
+read takes row after row with ArrayRecord alone, which drops each at once, in the processor's cache;
+read_slots takes the rows of a slot at once, as they are needed together.
 """
 
 import contextlib
@@ -71,14 +75,14 @@ def _lacks(python: str) -> str:
 
 
 def _rates(turns: dict[str, tuple[Worker, str]]) -> dict[str, list[tuple[float, float]]]:
-    """Rows a second, and a second of the core's time, of each in every round."""
+    """Rows a second of the core's time and of the clock's, of each in every round."""
     rates: dict[str, list[tuple[float, float]]] = {name: [] for name in turns}
     for round_ in range(ROUNDS + 1):
         for name, (worker, what) in turns.items():
             wall, cpu = map(float, worker.run(what).split())
             rows = int(worker.about.rpartition("\t")[2])
             if round_:  # the first one warms up
-                rates[name].append((rows / wall, rows / cpu))
+                rates[name].append((rows / cpu, rows / wall))
     return rates
 
 
@@ -90,7 +94,9 @@ def _lines(
 ) -> Iterator[Line]:
     for name, of_name in rates.items():
         what = name.split("/")[1]
-        detail: Line = {"rows_a_cpu_second": round(statistics.median(cpu for _, cpu in of_name))}
+        detail: Line = {
+            "rows_s_by_the_clock": round(statistics.median(wall for _, wall in of_name))
+        }
         peer = times = None
         if what == "pipeline":
             for reading in ("read", "read_slots"):
@@ -101,16 +107,13 @@ def _lines(
             else:
                 peer = turns["input/peer"][0].about.partition("\t")[0]
                 times = _times(of_name, rates["input/peer"])
-        value = statistics.median(wall for wall, _ in of_name)
+        value = statistics.median(cpu for cpu, _ in of_name)
         yield _line(name, value, "rows/s", stated | detail, peer=peer, ratio=times)
 
 
 def _times(ours: list[tuple[float, float]], theirs: list[tuple[float, float]]) -> float:
-    """The median over rounds of ours / theirs in rows a second of the core's time.
-
-    Not of the clock's, which on a shared machine also counts the turns of others.
-    """
-    return round(statistics.median(a / b for (_, a), (_, b) in zip(ours, theirs, strict=True)), 3)
+    """The median over rounds of ours / theirs, in the core's time."""
+    return round(statistics.median(a / b for (a, _), (b, _) in zip(ours, theirs, strict=True)), 3)
 
 
 def _line(name: str, value: float, unit: str, stated: Line, **rest: object) -> Line:

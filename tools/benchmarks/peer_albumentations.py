@@ -14,6 +14,7 @@ import pathlib
 import random
 import sys
 import time
+from typing import Any
 
 import albumentations as A  # pyrefly: ignore[missing-import]
 import cv2
@@ -53,12 +54,10 @@ class Rows:
         row = self.rows[index]
         image = cv2.imread(str(self.folder / row["image_path"]))
         assert image is not None, row["image_path"]
-        inputs = {"image": cv2.cvtColor(image, cv2.COLOR_BGR2RGB)}
+        inputs: dict[str, Any] = {"image": cv2.cvtColor(image, cv2.COLOR_BGR2RGB)}
         if self.kind == "segmentation":
             path = str(self.folder / row["mask_path"])
-            mask = cv2.imread(path, cv2.IMREAD_GRAYSCALE)
-            assert mask is not None, path
-            inputs["mask"] = mask
+            inputs["mask"] = cv2.imread(path, cv2.IMREAD_GRAYSCALE)
         elif self.kind == "Regression":
             names = [name for name in row if name.startswith("point_")]
             inputs["keypoints"] = np.array([json.loads(row[name]) for name in names], np.float32)

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from usfm.data import memory
 from usfm.data.store import Store
 from usfm.errors import UserError
 from usfm.tasks import TYPES, Task
@@ -118,12 +119,13 @@ def read_batch(
     Returns:
         The batch described above, of these slots.
     """
-    batch = _zeros(store, tasks, len(slots), images)
+    batch = _allocate(store, tasks, len(slots), images)
     for slot, (task, rows) in enumerate(slots):
         count = len(rows)
         batch["task"][slot] = task
         batch["row"][slot, :count] = rows
         batch["valid"][slot, :count] = True
+        batch["image"][slot, count:] = 0
         out = {"image": batch["image"][slot, :count]}
         for name in LABELS[tasks[task].type]:
             out[name] = batch[name][slot, :count]
@@ -133,10 +135,12 @@ def read_batch(
     return batch
 
 
-def _zeros(store: Store, tasks: Sequence[Task], slots: int, images: int) -> dict[str, np.ndarray]:
+def _allocate(
+    store: Store, tasks: Sequence[Task], slots: int, images: int
+) -> dict[str, np.ndarray]:
+    """A batch of zeros, but for its images, which may be anything."""
     num_points = max(task.num_points for task in tasks)
     entries = {
-        "image": ((*store.image_size, store.channels), np.uint8),
         "row": ((), np.int32),
         "valid": ((), np.bool_),
         "label": ((), np.int32),
@@ -152,4 +156,5 @@ def _zeros(store: Store, tasks: Sequence[Task], slots: int, images: int) -> dict
         for name, (shape, dtype) in entries.items()
         if name not in unused
     }
-    return batch | {"task": np.zeros(slots, np.int32)}
+    image = memory.empty((slots, images, *store.image_size, store.channels))
+    return batch | {"image": image, "task": np.zeros(slots, np.int32)}

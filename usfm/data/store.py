@@ -85,11 +85,12 @@ class Store:
                 for name, array in layout.items()
             }
         heads = {name.encode(): layout[name].head for name in out}
+        wanted = [(name.encode(), layout[name], array) for name, array in out.items()]
         for place, (file, record) in enumerate(self._records(task_id, np.asarray(indices))):
             try:
-                ends = dict(wire.find(record, heads))
-                for name, array in out.items():
-                    array[place] = layout[name].view(record, ends[name.encode()])
+                ends = wire.find(record, heads)
+                for name, stored, array in wanted:
+                    array[place] = stored.view(record, ends[name])
             except (ValueError, LookupError) as error:
                 raise ValueError(
                     f"{file}: row {indices[place]} of {task_id} is not as this version of usfm "
@@ -119,21 +120,21 @@ class _Stored:
 
     shape: tuple[int, ...]
     dtype: np.dtype
+    size: int
     head: bytes
 
     def view(self, record: bytes, end: int) -> np.ndarray:
         """The array whose bytes end there, without a copy."""
-        count = math.prod(self.shape)
-        start = end - count * self.dtype.itemsize
-        return np.frombuffer(record, self.dtype, count, start).reshape(self.shape)
+        return np.ndarray(self.shape, self.dtype, record, end - self.size)
 
 
 @functools.cache
 def _layout(task: Task, image_size: tuple[int, int], channels: int) -> dict[str, _Stored]:
-    return {
-        name: _Stored(shape, dtype, wire.head(name, math.prod(shape) * dtype.itemsize))
-        for name, (shape, dtype) in stored_arrays(task, image_size, channels).items()
-    }
+    layout = {}
+    for name, (shape, dtype) in stored_arrays(task, image_size, channels).items():
+        size = math.prod(shape) * dtype.itemsize
+        layout[name] = _Stored(shape, dtype, size, wire.head(name, size))
+    return layout
 
 
 @functools.cache

@@ -9,7 +9,7 @@ with protobuf's tags (0A and 12: a message or bytes, as field 1 and 2) and its v
 numbers. Texts differ in length, and fields come in any order, so records are walked through.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 
 def head(name: str, size: int) -> bytes:
@@ -21,8 +21,8 @@ def head(name: str, size: int) -> bytes:
     return b"\x0a" + _number(len(key) + len(feature) + size) + key + feature
 
 
-def find(record: bytes, heads: Mapping[bytes, bytes]) -> Iterator[tuple[bytes, int]]:
-    """The arrays of a record, as (name, where its bytes end), in the record's order.
+def find(record: bytes, heads: Mapping[bytes, bytes]) -> dict[bytes, int]:
+    """Where the bytes of arrays end in a record, by name; an array that it lacks is left out.
 
     Args:
         record: the serialized tf.train.Example.
@@ -31,31 +31,32 @@ def find(record: bytes, heads: Mapping[bytes, bytes]) -> Iterator[tuple[bytes, i
     Raises:
         ValueError: the record is of another form.
     """
-    end, place = _length(record, 0)
+    ends = {}
+    place, end = _inside(record, 0)
     if end != len(record):
         raise ValueError(f"its fields end at byte {end} of {len(record)}")
     while place < end:
-        following, key = _length(record, place)
+        key, following = _inside(record, place)
         name = record[key + 2 : key + 2 + record[key + 1]]
         if name in heads:
             if not record.startswith(heads[name], place):
                 raise ValueError(f"its {name.decode()} has another size or form")
-            yield name, following
+            ends[name] = following
         place = following
+    return ends
 
 
-def _length(record: bytes, place: int) -> tuple[int, int]:
-    """Where the message of field 1 at this place ends, and where it begins."""
+def _inside(record: bytes, place: int) -> tuple[int, int]:
+    """Where the message of field 1 at this place begins, and where it ends."""
     if record[place] != 0x0A:
         raise ValueError(f"byte {place} is {record[place]:#x}, not the tag of a field")
-    length, shift = 0, 0
-    while True:
+    place += 1
+    length, shift = record[place] & 0x7F, 7
+    while record[place] > 0x7F:
         place += 1
-        byte = record[place]
-        length |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return place + 1 + length, place + 1
+        length |= (record[place] & 0x7F) << shift
         shift += 7
+    return place + 1, place + 1 + length
 
 
 def _number(value: int) -> bytes:
