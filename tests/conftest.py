@@ -249,6 +249,8 @@ class Run:
             "data.cache_dir": self.shared / "stores",
             "data.image_size": 32,
             "data.val_fraction": 0.5,
+            "data.class_balanced": True,
+            "data.temperature_schedule": "9=1",
             **NARROW,
             "train.steps": 24,
             "train.slots": 4,
