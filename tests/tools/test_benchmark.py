@@ -144,6 +144,7 @@ def test_surgery_gives_time_and_memory_as_multiples_of_the_plain_step(monkeypatc
 def test_a_build_is_timed_on_one_core_and_on_more(monkeypatch):
     monkeypatch.setattr(timing, "ROUNDS", 1)
     monkeypatch.setattr(build, "IMAGES", 36)
+    monkeypatch.setattr(build, "REPEATS", 1)
     monkeypatch.setattr(build, "cores", lambda: 2)
     one, two = build.measure()
     assert (one["name"], one["peer"], one["ratio"]) == ("build/1_core", None, None)

@@ -61,15 +61,17 @@ def measure() -> Iterator[Line]:
 def _worker(root: pathlib.Path, number: int) -> contextlib.AbstractContextManager[Worker]:
     # Not -m: the processes that build would import this module again, and JAX with it.
     program = "import sys; from tools.benchmarks.build import work; work(*sys.argv[1:])"
-    return started(sys.executable, "-c", program, str(root), str(number))
+    return started(sys.executable, "-c", program, str(root), str(number), str(REPEATS))
 
 
-def work(root: str, number: str) -> None:
+def work(root: str, number: str, repeats: str) -> None:
     """A worker: says how many rows there are, then builds their store for every line of input."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(number)])
     folder = read_folder(root)
     rows = {
-        task: tuple(dataclasses.replace(row, index=i) for i, row in enumerate(of_task * REPEATS))
+        task: tuple(
+            dataclasses.replace(row, index=i) for i, row in enumerate(int(repeats) * of_task)
+        )
         for task, of_task in folder.rows.items()
     }
     folder = dataclasses.replace(folder, rows=rows)
