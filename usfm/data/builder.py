@@ -32,7 +32,7 @@ class TaskConfig(tfds.core.BuilderConfig):
         form: how they are stored.
     """
 
-    folder: Folder
+    folder: Folder = dataclasses.field(repr=False)  # TFDS logs what it is given: all rows
     form: Form
 
 
