@@ -158,9 +158,9 @@ def _build(
     builders: Callable[[pathlib.Path], dict[str, UltrasoundFolder]],
     write: Callable[[Sequence[Shard]], None],
 ) -> None:
-    # Nothing but shards is gone on with: a description may be half-written.
-    for description in path.rglob("*.json"):
-        description.unlink()
+    # Nothing but shards is gone on with: a description may be half-written too.
+    for half in (*path.rglob("*.json"), *path.rglob("*.unfinished")):
+        half.unlink()
     of_tasks = builders(path).values()
     shards = [shard for builder in of_tasks for shard in builder.shards()]
     write(shards)
