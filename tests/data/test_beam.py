@@ -4,7 +4,7 @@ import pytest
 
 from usfm.data import beam, builder
 from usfm.data.builder import open_store
-from usfm.data.image import ImageError
+from usfm.errors import UserError
 
 # TFDS says so of the older protobuf that Apache Beam holds back.
 pytestmark = pytest.mark.filterwarnings("ignore:label.. is deprecated:DeprecationWarning")
@@ -40,7 +40,7 @@ def test_a_damaged_file_is_named_and_the_rest_need_not_be_built_again(
     file = small_folder.image_file(small_folder.rows["organ"][3])
     content = file.read_bytes()
     file.write_bytes(content[:30])
-    with pytest.raises(ImageError, match=re.escape(f"{file} is not an image")):
+    with pytest.raises(UserError, match=re.escape(f"{file} is not an image")):
         open_store(small_folder, SIZE, 1, cache, write)
     whole = {path.stat().st_ino for path in cache.rglob("*-of-?????")}
     file.write_bytes(content)

@@ -44,4 +44,9 @@ def _ticket(shard: Shard) -> str:
 
 def _write(ticket: str) -> None:
     with open(ticket, "rb") as file:
-        write_shard(pickle.load(file))
+        shard: Shard = pickle.load(file)
+    try:
+        write_shard(shard)
+    except UserError as error:
+        # Beam makes errors anew from their first argument, which of an ImageError names no file.
+        raise UserError(str(error)) from error
