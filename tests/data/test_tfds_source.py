@@ -209,7 +209,7 @@ def test_a_killed_export_goes_on_to_the_same_folder(fields, tmp_path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         export("scans", fields, tmp_path / "again")
     (unfinished,) = (tmp_path / "again").glob("tfds-*")
-    assert unfinished.name.endswith(".unfinished")
+    assert unfinished.name.endswith(".building")
     monkeypatch.setattr(tfds_source, "_png", lambda array: written.append(array) or encode(array))
     folder = export("scans", fields, tmp_path / "again")
     assert contents(folder) == whole
@@ -283,7 +283,7 @@ def test_a_damaged_example_is_named(fields, tmp_path, monkeypatch):
     ):
         export("damaged", fields | {"data_dir": str(tmp_path)}, tmp_path / "cache")
     left = [path.name for path in (tmp_path / "cache").glob("tfds-*")]
-    assert [name.endswith(".unfinished") for name in left] == [True]
+    assert [name.endswith(".building") for name in left] == [True]
 
 
 def test_class_ids_beyond_a_mask_are_told(fields, tmp_path):

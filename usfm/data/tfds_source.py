@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import csv
-import fcntl
 import functools
 import hashlib
 import os
@@ -17,6 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from usfm.data.lines import DIRECTORY
+from usfm.data.parallel import cores
 from usfm.data.progress import progress
 from usfm.data.tfds_features import (
     TaskFeature,
@@ -26,6 +26,7 @@ from usfm.data.tfds_features import (
     task_features,
     value_at,
 )
+from usfm.data.unfinished import make_once
 from usfm.errors import UserError
 
 # Raised whenever what is written changes, so that no older folder is taken for a current one.
@@ -53,16 +54,12 @@ def export(name: str, fields: Mapping[str, Any], cache_dir: pathlib.Path) -> pat
     content = repr((FORMAT, name, _without_place(fields), _files(builder)))
     digest = hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
     folder = cache_dir / f"tfds-{urllib.parse.quote(name, safe='')}-{digest}"
-    if folder.exists():
-        return folder
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    with (cache_dir / "tfds.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the system takes it back when a process dies
-        if not folder.exists():  # it may have come while we waited
-            print(f"tfds:{name}: writing it as a folder, once: {folder}", file=sys.stderr)
-            unfinished = folder.with_name(folder.name + ".unfinished")
-            _write(f"tfds:{name}", source, tasks, fields, unfinished)
-            unfinished.rename(folder)
+
+    def write(unfinished: pathlib.Path) -> None:
+        print(f"tfds:{name}: writing it as a folder, once: {folder}", file=sys.stderr)
+        _write(f"tfds:{name}", source, tasks, fields, unfinished)
+
+    make_once(folder, write)
     return folder
 
 
@@ -137,7 +134,7 @@ def _write(
         _directory(folder, feature).mkdir(parents=True, exist_ok=True)
     rows_of = functools.partial(_example, name, source, tasks, fields, folder)
     rows: dict[str, list[dict[str, str]]] = {task.id: [] for task in tasks}
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(cores()) as pool:
         done = pool.map(rows_of, range(len(source)))
         for of_example in progress(done, len(source), f"writing {name}"):
             for task_id, of_task in of_example.items():

@@ -23,7 +23,7 @@ def make_once(path: pathlib.Path, make: Callable[[pathlib.Path], None]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path, wait=True):
             if not path.exists():  # it may have come while we waited
-                unfinished = path.with_suffix(".building")
+                unfinished = _beside(path, ".building")
                 unfinished.mkdir(exist_ok=True)
                 make(unfinished)
                 unfinished.rename(path)
@@ -34,7 +34,7 @@ def _remove_leftovers(folder: pathlib.Path) -> None:
     leftovers = [*folder.glob("*.building"), *folder.glob("*.lock")]
     for path in {leftover.with_suffix("") for leftover in leftovers}:
         with _locked(path, wait=False) as free:
-            if free and (unfinished := path.with_suffix(".building")).exists():
+            if free and (unfinished := _beside(path, ".building")).exists():
                 shutil.rmtree(unfinished)
 
 
@@ -45,7 +45,7 @@ def _locked(path: pathlib.Path, wait: bool) -> Generator[bool]:
     Yields:
         Whether it is held: without waiting, another process may have it.
     """
-    file = path.with_suffix(".lock")
+    file = _beside(path, ".lock")
     while True:
         lock = file.open("w")
         try:
@@ -66,6 +66,10 @@ def _locked(path: pathlib.Path, wait: bool) -> Generator[bool]:
             yield True
         finally:
             file.unlink()
+
+
+def _beside(path: pathlib.Path, ending: str) -> pathlib.Path:
+    return path.with_name(path.name + ending)  # the name may hold dots itself
 
 
 def _is_at(file: pathlib.Path, descriptor: int) -> bool:
