@@ -49,7 +49,7 @@ def agreement(
         affinities: fraction -> of the run of all tasks there.
         seed: of the halves.
     """
-    pairs = [pair for pair in _pairs(study, scores, affinities) if pair.alone.groups.max() > 0]
+    pairs = _pairs(study, scores, affinities)
     if len(pairs) < 3:
         return Agreement(len(pairs), math.nan, math.nan)
     fractions = [pair.fraction for pair in pairs]
@@ -81,6 +81,7 @@ class _Pair:
 
 
 def _pairs(study: Study, scores: Scores, affinities: Mapping[float, Affinity]) -> list[_Pair]:
+    """The pairs that can be halved, and of which a relative gain can be told."""
     pairs: dict[tuple[str, str], _Pair] = {}
     metrics = {task.id: PRIMARY[task.type] for task in study.tasks}
     for fraction, affinity in affinities.items():
@@ -95,7 +96,11 @@ def _pairs(study: Study, scores: Scores, affinities: Mapping[float, Affinity]) -
                 inside = np.isin(affinity.tasks, cell.tasks)
                 predicted = float(mean_scores(known, inside)[index])
                 pairs[ours.model, id] = _Pair(fraction, metrics[id], predicted, theirs, ours)
-    return [pair for pair in pairs.values() if pair.alone.values.mean() > 0]
+    return [
+        pair
+        for pair in pairs.values()
+        if pair.alone.groups.max() > 0 and pair.alone.values.mean() > 0
+    ]
 
 
 def _halves(pair: _Pair, rng: np.random.Generator) -> tuple[float, float]:
