@@ -74,7 +74,7 @@ def workdir(tmp_path):
 
 
 def test_a_study_is_read_through(workdir):
-    found = analyse(STUDY, workdir, resamples=200)
+    found = analyse(STUDY, read_scores(STUDY, workdir), resamples=200)
     assert found.missing == ()
     assert len(found.gains) == 2 * 2 * 5
     verdicts = {(g.arm, g.fraction, g.task): g.verdict for g in found.gains}
@@ -96,7 +96,7 @@ def test_a_study_is_read_through(workdir):
 def test_a_failed_cell_costs_its_own_figures(workdir):
     lost = STUDY.cell(STUDY.arms[0], 1.0, 0, "heart_seg")
     (workdir / "cells" / lost.name / "evaluation_rows.csv").unlink()
-    found = analyse(STUDY, workdir, resamples=50)
+    found = analyse(STUDY, read_scores(STUDY, workdir), resamples=50)
     assert found.missing == (f"{lost.name}: has no evaluation_rows.csv",)
     undecided = {(g.fraction, g.task, g.seeds) for g in found.gains if g.verdict == "undecided"}
     assert undecided == {(1.0, "heart_seg", 2)}
@@ -107,7 +107,7 @@ def test_a_task_may_lose_a_seed_that_its_model_keeps_for_others(workdir):
     path = workdir / "cells" / together.name / "evaluation_rows.csv"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(line for line in lines if not line.startswith("heart_seg")))
-    found = analyse(STUDY, workdir, resamples=50)
+    found = analyse(STUDY, read_scores(STUDY, workdir), resamples=50)
     assert found.missing == (f"{together.name}: heart_seg: 60 of 60 test rows have no answer",)
     seeds = {(g.arm, g.task): g.seeds for g in found.gains if g.fraction == 1}
     assert seeds["all_task", "heart_seg"] == 2
@@ -125,7 +125,7 @@ def test_a_baseline_of_zero_is_named(workdir):
             ]
         with path.open("w", newline="") as file:
             csv.writer(file).writerows(lines)
-    found = analyse(STUDY, workdir, resamples=50)
+    found = analyse(STUDY, read_scores(STUDY, workdir), resamples=50)
     (said,) = found.missing
     assert said.endswith("thyroid_det: iou is 0")
     assert {g.fraction for g in found.gains if g.task == "thyroid_det"} == {0.25}
@@ -134,7 +134,7 @@ def test_a_baseline_of_zero_is_named(workdir):
 def test_the_same_study_gives_the_same_bytes(workdir):
     written = []
     for name in ("first.csv", "second.csv"):
-        write_gains(analyse(STUDY, workdir, resamples=50), workdir / name)
+        write_gains(analyse(STUDY, read_scores(STUDY, workdir), resamples=50), workdir / name)
         written.append((workdir / name).read_bytes())
     assert written[0] == written[1]
     header, *lines = csv.reader(written[0].decode().splitlines())

@@ -17,7 +17,7 @@ from usfm.study.agreement import agreement
 from usfm.study.calibration import Measured
 from usfm.study.cells import ADVISED, Study
 from usfm.study.execute import LOG, execute, executor, probe
-from usfm.study.gains import Gain
+from usfm.study.gains import Gain, gains
 from usfm.study.plan import ALL_TASK, describe, plan
 from usfm.study.report import write_report
 from usfm.study.scores import read_scores
@@ -35,7 +35,7 @@ def run_study(config: ConfigDict, workdir: pathlib.Path) -> None:
     say(describe(study, probe(config, workdir), config.train.steps))
     start = executor(config, workdir)
     missing = execute(study, workdir, study.cells(), start, config.study.processes)
-    measured = analyse(study, workdir).gains
+    measured, _ = gains(study, read_scores(study, workdir))
     advice = {
         fraction: advise(
             list(runs.values()),
@@ -53,7 +53,8 @@ def run_study(config: ConfigDict, workdir: pathlib.Path) -> None:
     if missing:
         say(f"{len(missing)} cells failed: {', '.join(cell.name for cell in missing)}")
 
-    analysis = analyse(study, workdir)
+    scores = read_scores(study, workdir)
+    analysis = analyse(study, scores)
     write_gains(analysis, workdir / "gains.csv")
     affinities = {fraction: of_fraction.affinity for fraction, of_fraction in advice.items()}
     write_report(
@@ -61,7 +62,7 @@ def run_study(config: ConfigDict, workdir: pathlib.Path) -> None:
         study,
         analysis,
         affinities=affinities,
-        agreement=agreement(study, read_scores(study, workdir), affinities),
+        agreement=agreement(study, scores, affinities),
         advice=advice,
         routing=routing_of(study, workdir),
     )
@@ -117,7 +118,7 @@ def recorded_runs(study: Study, workdir: pathlib.Path) -> dict[float, dict[int, 
     return {fraction: dict(sorted(runs.items())) for fraction, runs in sorted(found.items())}
 
 
-def _measured(study: Study, gains: Sequence[Gain], fraction: float) -> list[Measured]:
+def _measured(study: Study, found: Sequence[Gain], fraction: float) -> list[Measured]:
     """What the plans that were given gained at a fraction, for the fit of predicted gains.
 
     A task whose own model learned next to nothing can gain many times its metric: BOUND is all
@@ -134,7 +135,7 @@ def _measured(study: Study, gains: Sequence[Gain], fraction: float) -> list[Meas
             study.cell(plans[gain.arm], fraction, study.seeds[0], gain.task).tasks,
             float(np.clip(gain.gain, -BOUND, BOUND)),
         )
-        for gain in gains
+        for gain in found
         if gain.fraction == fraction and gain.arm in plans and gain.together
     ]
 

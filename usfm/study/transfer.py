@@ -15,7 +15,7 @@ from usfm.study.cells import Study
 from usfm.study.claims import Claim, claims
 from usfm.study.gains import Gain, gains
 from usfm.study.means import Consistency, Mean, consistency, means
-from usfm.study.scores import read_scores
+from usfm.study.scores import Scores
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Gain) if field.name != "estimate")
 
@@ -43,18 +43,15 @@ class Analysis:
     missing: tuple[str, ...]
 
 
-def analyse(
-    study: Study, workdir: pathlib.Path, *, resamples: int = 2000, seed: int = 0
-) -> Analysis:
-    """Reads what the cells of a study scored, and draws the conclusions.
+def analyse(study: Study, scores: Scores, *, resamples: int = 2000, seed: int = 0) -> Analysis:
+    """Draws the conclusions from what the cells of a study scored.
 
     Args:
         study: what was to be trained; cells that were not are named under `missing`.
-        workdir: of the study.
+        scores: of its cells.
         resamples: of the bootstrap behind break-evens; all else is in closed form.
         seed: fixes the resamples.
     """
-    scores = read_scores(study, workdir)
     found, faults = gains(study, scores)
     group_means = means(found, "group")
     return Analysis(
