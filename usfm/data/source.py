@@ -16,6 +16,7 @@ from usfm.data.roots import open_roots
 from usfm.data.splits import DEFAULT_PATTERNS, Splits, gaps, leaks, make_splits
 from usfm.data.splits_file import read_splits, write_splits
 from usfm.data.store import Store
+from usfm.tasks import Task
 from usfm.tasks.fm_uia import check_overrides
 
 
@@ -129,20 +130,6 @@ def _in_turn(rows: Sequence[Row], splits: Splits) -> list[list[Row]]:
     return [groups[name] for name in sorted(groups, key=place.__getitem__)]
 
 
-def class_counts(folder: Folder, rows: Mapping[str, np.ndarray]) -> np.ndarray:
-    """int64 [T, C]: how many of these rows (by Row.index) each task has of each class.
-
-    C is the largest number of classes; tasks of other types than classification have zeros.
-    """
-    classes = max((task.num_classes for task in folder.tasks), default=0)
-    counts = np.zeros((len(folder.tasks), classes), np.int64)
-    of_rows = classes_of(folder, rows)
-    for of_task, task in zip(counts, folder.tasks, strict=True):
-        if task.id in of_rows:
-            of_task += np.bincount(of_rows[task.id], minlength=classes)
-    return counts
-
-
 def classes_of(folder: Folder, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Classification task -> int64 [N]: the class of each of its rows, given by Row.index."""
     labels = {
@@ -154,6 +141,19 @@ def classes_of(folder: Folder, rows: Mapping[str, np.ndarray]) -> dict[str, np.n
         task_id: np.array([of_task[index] for index in rows[task_id].tolist()], np.int64)
         for task_id, of_task in labels.items()
     }
+
+
+def class_counts(tasks: Sequence[Task], classes: Mapping[str, np.ndarray]) -> np.ndarray:
+    """int64 [T, C]: how many rows each task has of each class, from what classes_of returned.
+
+    C is the largest number of classes; tasks of other types than classification have zeros.
+    """
+    width = max((task.num_classes for task in tasks), default=0)
+    counts = np.zeros((len(tasks), width), np.int64)
+    for of_task, task in zip(counts, tasks, strict=True):
+        if task.id in classes:
+            of_task += np.bincount(classes[task.id], minlength=width)
+    return counts
 
 
 def _rank(name: str) -> bytes:

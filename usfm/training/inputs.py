@@ -67,7 +67,8 @@ def inputs_of(config: ConfigDict, folder: Folder, splits: Splits, store: Store |
     """
     rows = training_rows(folder, splits, config.data)
     mix = Mix(folder.tasks, config.train.slots, stages_of(rows, config.data))
-    counts = class_counts(folder, rows)
+    classes = classes_of(folder, rows)
+    counts = class_counts(folder.tasks, classes)
     if config.data.class_balanced:
         counts = np.minimum(counts, 1)  # all classes are drawn alike, so they count alike
     batches = slot_batches(
@@ -76,7 +77,7 @@ def inputs_of(config: ConfigDict, folder: Folder, splits: Splits, store: Store |
         rows,
         examples_per_slot=config.train.examples_per_slot,
         seed=config.train.seed,
-        classes=classes_of(folder, rows) if config.data.class_balanced else None,
+        classes=classes if config.data.class_balanced else None,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
