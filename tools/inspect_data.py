@@ -18,7 +18,6 @@ from ml_collections import config_flags
 
 from usfm import command
 from usfm import config as usfm_config
-from usfm.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, as for usfm.main.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where data.html and bad_rows.csv are written.")
@@ -29,12 +28,8 @@ def main() -> None:
     from usfm.data.source import open_folder, open_splits
     from usfm.evaluation.inspection import write_inspection
 
-    config, workdir = _CONFIG.value, _WORKDIR.value
-    if not config:
-        raise UserError("--config=configs/NAME.py is missing; see --help")
-    if not workdir:
-        raise UserError("--workdir=DIR is missing; see --help")
-    workdir = pathlib.Path(workdir).expanduser()
+    config = command.given(_CONFIG)
+    workdir = pathlib.Path(command.given(_WORKDIR)).expanduser()
     usfm_config.check(config)
     folder = open_folder(config, workdir, require_labels=False)
     write_inspection(workdir / "data.html", folder, open_splits(config, folder))

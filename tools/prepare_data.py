@@ -34,15 +34,11 @@ def main() -> None:
     from usfm.data.source import cache_dir, open_folder, open_splits
     from usfm.data.splits import PARTS
 
-    config, workdir = _CONFIG.value, _WORKDIR.value
-    if not config:
-        raise UserError("--config=configs/NAME.py is missing; see --help")
-    if not workdir:
-        raise UserError("--workdir=DIR is missing; see --help")
+    config = command.given(_CONFIG)
+    workdir = pathlib.Path(command.given(_WORKDIR)).expanduser()
     if _BEAM_OPTIONS.value and not _BEAM.value:
         raise UserError("--beam_options says how, but not that: give --beam too")
     write = beam.writer(_BEAM_OPTIONS.value) if _BEAM.value else write_shards
-    workdir = pathlib.Path(workdir).expanduser()
     usfm_config.check(config)
     folder = open_folder(config, workdir)
     splits = open_splits(config, folder, workdir)

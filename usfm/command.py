@@ -17,12 +17,20 @@ from usfm.tasks.suggest import suggest
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
 _CONFIG = re.compile(r"--?config(?:=([^:]*)|$)")
 _ILLEGAL = re.compile(r"flag --config\.(?P<name>[^=]+)=(?P<value>.*?): ", re.DOTALL)
+_EXAMPLES = {"config": "configs/NAME.py", "workdir": "DIR"}
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
 def run(main: Callable[[], None]) -> None:
     """Parses the flags and runs a command; what the user can put right ends it in one line."""
     app.run(functools.partial(_call, main), flags_parser=parse)
+
+
+def given(flag: flags.FlagHolder[Any]) -> Any:
+    """The value of --config or --workdir, which a command cannot do without."""
+    if not flag.value:
+        raise UserError(f"--{flag.name}={_EXAMPLES[flag.name]} is missing; see --help")
+    return flag.value
 
 
 def parse(argv: list[str]) -> list[str]:

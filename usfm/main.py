@@ -22,7 +22,6 @@ from ml_collections import config_flags
 
 import usfm
 from usfm import command
-from usfm.errors import UserError
 
 MODES = ("train", "evaluate", "predict", "study", "advise")
 
@@ -40,18 +39,14 @@ def main() -> None:
     if _VERSION.value:
         print(f"usfm {usfm.__version__}")
         return
-    config, workdir = _CONFIG.value, _WORKDIR.value
     begins = _MODE.value in ("train", "study")
-    if begins and not config:
-        raise UserError("--config=configs/NAME.py is missing; see --help")
-    if not workdir:
-        raise UserError("--workdir=DIR is missing; see --help")
+    config = command.given(_CONFIG) if begins else _CONFIG.value
+    workdir = pathlib.Path(command.given(_WORKDIR)).expanduser()
 
     logging.set_verbosity(logging.WARNING)  # orbax tells each of its moves
     from usfm import config as usfm_config
     from usfm import modes
 
-    workdir = pathlib.Path(workdir).expanduser()
     if not begins:
         # A workdir knows how it was trained; only what is said on the command line changes that.
         changed = config_flags.get_override_values(flags.FLAGS["config"]) if config else {}
