@@ -1,5 +1,6 @@
 """What `--mode` chooses: each mode as one function of a config and a workdir."""
 
+import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -8,6 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from usfm import config as usfm_config
+from usfm import processes
 from usfm.data.faults import write_faults
 from usfm.data.folder import Folder, Row
 from usfm.data.image import read_image
@@ -30,7 +32,7 @@ from usfm.evaluation.table import text_table
 from usfm.models.functional import Params
 from usfm.tasks import Task
 from usfm.tasks.plans import select
-from usfm.training import sharding
+from usfm.training import goodput, sharding
 from usfm.training.checkpoint import Checkpoints, tasks_from_meta
 from usfm.training.lock import in_use
 from usfm.training.program import make_model
@@ -47,23 +49,32 @@ def run_train(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 
 def _train(config: ConfigDict, workdir: pathlib.Path) -> None:
-    folder = open_folder(config, workdir)
-    splits = open_splits(config, folder, workdir)
+    goodput.note(workdir, "begin")
+    _check_shared(workdir)
+    folder = processes.in_turn(lambda: open_folder(config, workdir))
+    splits = processes.in_turn(
+        lambda: open_splits(config, folder, workdir if processes.is_first() else None)
+    )
+    _check_same(folder, splits)
     rows = rows_in(folder, splits, config.evaluate.part)
     before = workdir / "evaluation_before.json"
     if config.evaluate.before_training and any(rows.values()) and not before.exists():
         untrained, _ = _score(_untrained(config, folder), folder, splits, rows, {})
-        write_atomically(before, json.dumps(untrained.report, indent=2).encode())
+        goodput.note(workdir, "evaluated")
+        if processes.is_first():
+            write_atomically(before, json.dumps(untrained.report, indent=2).encode())
     train(config, workdir, folder, splits, score=_selection(config, folder, splits))
+    gone = [str(root) for root in folder.roots if not root.exists()]
     if not config.evaluate.after_training:
-        return
-    if not any(rows.values()):
+        pass
+    elif not any(rows.values()):
         say(f"part '{config.evaluate.part}' has no labelled row: not scored")
-        return
-    if gone := [str(root) for root in folder.roots if not root.exists()]:
+    elif processes.agreed(gone):
         say(f"{', '.join(gone)} is gone: not scored; run --mode=evaluate when it is back")
-        return
-    run_evaluate(usfm_config.read(workdir / "config.json"), workdir)
+    else:
+        run_evaluate(usfm_config.read(workdir / "config.json"), workdir)
+        goodput.note(workdir, "evaluated")
+    say(str(goodput.goodput(goodput.read(workdir))))
 
 
 def run_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -77,7 +88,7 @@ def run_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
             f"{trained.data.root}, or nothing of it"
         )
     predictor = _trained(config, workdir)
-    folder = open_folder(config, workdir)
+    folder = processes.in_turn(lambda: open_folder(config, workdir))
     _check_tasks(predictor.tasks, folder)
     part, floors = config.evaluate.part, {}
     if asked == known:
@@ -88,7 +99,7 @@ def run_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
         # predictor still knows the training rows only.
         splits, part = _all_in_one(folder), "all"
         if are_there(trained.data):
-            source = open_folder(trained, workdir)
+            source = processes.in_turn(lambda: open_folder(trained, workdir))
             floors = _floors(source, open_splits(trained, source), trained.data)
     rows = rows_in(folder, splits, part)
     if not any(rows.values()):
@@ -97,6 +108,8 @@ def run_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
             "another of val, test and all"
         )
     result, examples = _score(predictor, folder, splits, rows, floors)
+    if not processes.is_first():
+        return
     write(result, workdir)
     before = workdir / "evaluation_before.json"
     untrained = json.loads(before.read_text()) if before.exists() else None
@@ -124,9 +137,11 @@ def run_predict(config: ConfigDict, workdir: pathlib.Path) -> None:
             f"{len(folder.skipped)} files are left out, see {workdir}/left_out.csv"
         )
     else:
-        folder = open_folder(config, workdir, require_labels=False)
+        folder = processes.in_turn(lambda: open_folder(config, workdir, require_labels=False))
         _check_tasks(predictor.tasks, folder)
-    write_submission(predictor(folder, folder.rows), folder, workdir / "predictions")
+    own = {task_id: processes.share(of_task) for task_id, of_task in folder.rows.items()}
+    with jax.set_mesh(predictor.mesh):
+        write_submission(predictor(folder, own), folder, workdir / "predictions")
     rows = sum(len(of_task) for of_task in folder.rows.values())
     print(f"{rows} rows answered: {workdir / 'predictions'}")
 
@@ -159,6 +174,37 @@ MODES = {
 }
 
 
+def _check_shared(workdir: pathlib.Path) -> None:
+    """All processes must see what process 0 has just written into the workdir.
+
+    Raises:
+        UserError: in all of them.
+    """
+    processes.wait()
+    last = processes.gather(goodput.read(workdir)[-1:])
+    if others := [str(number) for number, of in enumerate(last) if of != last[0]]:
+        raise UserError(
+            f"process {', '.join(others)} of {len(last)} does not see what process 0 writes into "
+            f"{workdir}: give a --workdir on a file system that all of them share"
+        )
+
+
+def _check_same(folder: Folder, splits: Splits) -> None:
+    """All processes must have read the same rows, and split them alike.
+
+    Raises:
+        UserError: in all of them.
+    """
+    rows = [(task.id, row.key, row.content, splits.part(row)) for task in folder.tasks
+            for row in folder.rows[task.id]]  # fmt: skip
+    digests = processes.gather(hashlib.sha256(repr(rows).encode()).hexdigest())
+    if others := [str(number) for number, of in enumerate(digests) if of != digests[0]]:
+        raise UserError(
+            f"process {', '.join(others)} of {len(digests)} read other rows than process 0: give "
+            "all of them the same data.root and data.splits_file"
+        )
+
+
 def _floors(folder: Folder, splits: Splits, data: ConfigDict) -> dict[str, Trivial]:
     """The trivial predictors of all tasks that have training rows, fitted to them."""
     fitted = {}
@@ -179,16 +225,19 @@ def _score(
 ) -> tuple[Evaluation, list[Example]]:
     """Scores a predictor on rows, beside the trivial ones; and one example a task to show."""
     rows = {task_id: of_task for task_id, of_task in rows.items() if of_task}
+    own = {task_id: processes.share(of_task) for task_id, of_task in rows.items()}
     shown: dict[str, tuple[Row, Answer]] = {}
-    result = evaluate(
-        _remember_first(predictor(folder, rows), shown),
-        folder,
-        rows,
-        trivial=floors,
-        part_of=splits.part,
-        group_of=splits.group,
-    )
+    with jax.set_mesh(predictor.mesh):
+        result = evaluate(
+            _remember_first(predictor(folder, own), shown),
+            folder,
+            rows,
+            trivial=floors,
+            part_of=splits.part,
+            group_of=splits.group,
+        )
     tasks = {task.id: task for task in folder.tasks}
+    # The first row of every task is of the first process.
     return result, [_example(folder, tasks[id], *shown[id]) for id in rows if id in shown]
 
 
@@ -214,7 +263,7 @@ def _all_in_one(folder: Folder) -> Splits:
 
 def _untrained(config: ConfigDict, folder: Folder) -> Predictor:
     """The model as training starts with it."""
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = sharding.make_own_mesh(config.mesh)
     model = make_model(config, folder.tasks)
     params = sharding.build(lambda: model.init(jax.random.key(config.train.seed)), mesh)
     if (source := source_of(config, model.tasks)) is not None:
@@ -236,20 +285,21 @@ def _selection(
             f"checkpoint.best_metric={metric!r} is of part val, where {', '.join(empty)} has no "
             "labelled row: name one task's, as TASK/METRIC, or give a larger data.val_fraction"
         )
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = sharding.make_own_mesh(config.mesh)
     programs = programs_of(make_model(config, folder.tasks), mesh)
 
     def score(params: Params) -> float:
-        predictor = make_predictor(config, programs, folder.tasks, params, mesh)
+        own = sharding.brought(params, mesh)
+        predictor = make_predictor(config, programs, folder.tasks, own, mesh)
         result, _ = _score(predictor, folder, splits, rows, {})
-        return value_of(metric, result.report["tasks"])
+        return processes.agreed(value_of(metric, result.report["tasks"]))
 
     return score
 
 
 def _trained(config: ConfigDict, workdir: pathlib.Path) -> Predictor:
     """The model of a workdir's checkpoint, averaged where the run keeps averages."""
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = sharding.make_own_mesh(config.mesh)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         step = checkpoints.latest()
         if step is None:

@@ -51,6 +51,19 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     return jax.make_mesh(tuple(shape), axes, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
+def make_own_mesh(sizes: Mapping[str, int]) -> Mesh:
+    """The mesh of this process alone, for work that is shared out by rows instead of devices.
+
+    It is that of make_mesh where there is one process; of several, parameters are sharded over as
+    many devices of this process as it has of fsdp.
+    """
+    if jax.process_count() == 1:
+        return make_mesh(sizes)
+    devices = jax.local_devices()
+    fsdp = len(devices) if sizes["fsdp"] == -1 else math.gcd(sizes["fsdp"], len(devices))
+    return make_mesh({"data": -1, "fsdp": fsdp, "expert": 1}, devices)
+
+
 def slot_shards(mesh: Mesh) -> int:
     """How many shares the slots of a batch are split into."""
     return math.prod(mesh.shape[axis] for axis in meshes.SLOTS)
@@ -143,6 +156,16 @@ def place_everywhere(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(
         lambda leaf: jax.make_array_from_process_local_data(whole, np.asarray(leaf)), tree
     )
+
+
+def brought(tree: Any, mesh: Mesh) -> Any:
+    """What lies on all devices of a run, placed on this process's own mesh."""
+    if jax.process_count() == 1:
+        return tree
+    everywhere = NamedSharding(jax.tree.leaves(tree)[0].sharding.mesh, P())
+    whole = jax.jit(lambda leaves: leaves, out_shardings=everywhere)(tree)
+    local = jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), whole)
+    return jax.device_put(local, shardings(local, mesh))
 
 
 def path_name(path: tuple[Any, ...]) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from usfm import config as usfm_config
+from usfm import processes
 from usfm.data.folder import Folder
 from usfm.data.pipeline import iterate
 from usfm.data.source import say
@@ -22,7 +23,7 @@ from usfm.errors import UserError
 from usfm.evaluation.selection import comparable
 from usfm.models.functional import Params
 from usfm.tasks import Task
-from usfm.training import sharding
+from usfm.training import sharding, utilisation
 from usfm.training.checkpoint import Checkpoints
 from usfm.training.freeze import frozen, trained
 from usfm.training.inputs import Inputs, inputs_of
@@ -35,6 +36,8 @@ from usfm.training.start import check_same_run, describe, resumed, source_of
 from usfm.training.state import TrainState, evaluated_params, started_from
 from usfm.training.step import Own, Step
 from usfm.training.stop import EXIT_TERMINATED, told_to_stop
+from usfm.training.watch import Watch
+from usfm.training.writers import writers_of
 
 PROBE_STEPS = 10
 
@@ -75,7 +78,7 @@ def train(
     mesh = sharding.make_mesh(config.mesh)
     jax.set_mesh(mesh)
     sharding.check_slots(config.train.slots, mesh)
-    inputs = inputs_of(config, folder, splits, store)
+    inputs = processes.in_turn(lambda: inputs_of(config, folder, splits, store))
     own = sharding.place_everywhere(inputs.own, mesh)
     for line in inputs.shares():
         say(line)
@@ -107,30 +110,36 @@ def train(
         elif source is not None:
             state = started_from(state, abstract, source(model, state.params), model, config)
         del source  # and the arrays that it holds
-        usfm_config.write(config, workdir / "config.json")
+        if processes.is_first():
+            usfm_config.write(config, workdir / "config.json")
 
         # ---- The loop ----
         meta = describe(config, folder.tasks)
         log = Log(
-            workdir / "metrics.jsonl",
-            [task.id for task in folder.tasks],
+            writers_of(config, workdir, start),
+            folder.tasks,
             start=start,
             steps=steps,
             every=config.train.log_every,
+            ideal_seconds=_ideal_seconds(program, inputs, own, mesh),
         )
+        watch = Watch(config.watch, workdir, start)
         record = Record(
             workdir / "gramians",
             [task.id for task in folder.tasks],
             RECORDED,
             start,
         )
-        with log, told_to_stop() as stop, _closing(inputs.batches, start, config) as stream:
+        stopping, batches = told_to_stop(), _closing(inputs.batches, start, config)
+        with log, watch, stopping as stop, batches as stream:
             for done in range(start + 1, steps + 1):
                 began = time.perf_counter()
                 batch = next(stream)
-                waited, images = time.perf_counter() - began, batch["valid"].size
+                waited = time.perf_counter() - began
+                images = batch["valid"].size * jax.process_count()
                 step = compiled[program.step_at(done)]
-                state, metrics = step(state, sharding.place_batch(batch, mesh), own)
+                with watch.step(done, waited):
+                    state, metrics = step(state, sharding.place_batch(batch, mesh), own)
                 del batch  # An exception would keep it, and the memory it shares with a worker.
                 told = stop(done)  # asked once, for a signal comes at any moment
                 last = bool(told) or done == steps
@@ -139,13 +148,15 @@ def train(
                     record.add(done, metrics)
                     if done % config.checkpoint.every_steps == 0 or last:
                         log.flush()  # What is saved is known to be finite.
-                        record.write(done)
                         scored = math.nan
                         if score is not None and not told:
-                            value = score(evaluated_params(state.params, state.ema))
+                            with watch.aside("evaluation"):
+                                value = score(evaluated_params(state.params, state.ema))
                             log.note(done, {f"val/{config.checkpoint.best_metric}": value})
                             scored = comparable(config.checkpoint.best_metric, value)
-                        checkpoints.save(done, state, meta, scored, last=last)
+                        with watch.aside("checkpoint"):
+                            record.write(done)
+                            checkpoints.save(done, state, meta, scored, last=last)
                 except NonFiniteError as error:
                     raise _explained(error, checkpoints, workdir) from None
                 if told:
@@ -155,6 +166,20 @@ def train(
         raise UserError(f"not all is saved: {'; '.join(lost)}; the model is")
     say(inputs.drawn(steps, config.train.examples_per_slot))
     return evaluated_params(state.params, state.ema)
+
+
+def _ideal_seconds(
+    program: Program, inputs: Inputs, own: Own, mesh: jax.sharding.Mesh
+) -> float | None:
+    """What a step would take at the devices' peak; None where that is not known."""
+    rate = utilisation.peak(mesh.devices.flat[0].device_kind)
+    if rate is None:
+        return None
+    batch = inputs.batches[0]
+    assert batch is not None  # as in _with_steps
+    placed = sharding.place_batch(batch, mesh)
+    traced = jax.make_jaxpr(program.step)(program.abstract, placed, own)
+    return utilisation.flops(traced) / (rate * mesh.size)
 
 
 def _with_steps(
@@ -189,7 +214,7 @@ def _with_steps(
     per_step = statistics.median(seconds[1:])
     # The run will compile again.
     left = config.train.seconds - (time.perf_counter() - began) - compiling
-    config.train.steps = max(1, int(left / per_step))
+    config.train.steps = processes.agreed(max(1, int(left / per_step)))
     say(
         f"a step takes {per_step:.3f} s: {config.train.steps} steps in "
         f"{config.train.seconds:g} s, of which the probe took {time.perf_counter() - began:.0f}"
