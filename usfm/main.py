@@ -7,6 +7,7 @@
 --mode=predict   answers every row of data.root, with or without labels: predictions/
 --mode=study     trains what configs/study.py compares: gains.csv, study.html
 --mode=advise    says which tasks to train together, from a run with multitask.record=True
+--mode=compare   puts the runs of --compare=RUN_A,RUN_B side by side, without a config: compare.html
 
 SIGTERM saves a checkpoint and ends with exit code 75: the same command goes on from there.
 python tools/print_config.py configs/NAME.py prints every field that --config.FIELD can set.
@@ -24,8 +25,8 @@ import usfm
 from usfm import command
 from usfm.errors import UserError
 
-ALONE = ("study", "advise")  # a study starts its own processes
-MODES = ("train", "evaluate", "predict", "study", "advise")
+ALONE = ("study", "advise", "compare")  # a study starts its own processes
+MODES = ("train", "evaluate", "predict", "study", "advise", "compare")
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment, such as configs/fm_uia.py or configs/fm_uia.py:debug; any "
@@ -39,6 +40,10 @@ _COORDINATOR = flags.DEFINE_string(
 )  # fmt: skip
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many there are; 1 = this one alone.")
 _PROCESS = flags.DEFINE_integer("process", None, "The number of this one, from 0.")
+_COMPARE = flags.DEFINE_list(
+    "compare", [], "Workdirs that --mode=compare puts side by side, the first as what the others "
+    "are compared with: RUN_A,RUN_B."
+)  # fmt: skip
 _VERSION = flags.DEFINE_bool("version", False, "Print the version and stop.")
 
 
@@ -50,6 +55,9 @@ def main() -> None:
     begins = _MODE.value in ("train", "study")
     config = command.given(_CONFIG) if begins else _CONFIG.value
     workdir = pathlib.Path(command.given(_WORKDIR)).expanduser()
+    compares = _MODE.value == "compare"
+    if compares != bool(_COMPARE.value) or len(_COMPARE.value) == 1:
+        raise UserError("--mode=compare and --compare=RUN_A,RUN_B (two or more) go together")
 
     logging.set_verbosity(logging.FATAL)  # orbax tells each of its moves, and what we explain
     from usfm import config as usfm_config
@@ -63,6 +71,9 @@ def main() -> None:
             f"--mode={_MODE.value} is of one process: leave out --coordinator, --processes and "
             "--process"
         )
+    if compares:
+        modes.run_compare([pathlib.Path(run).expanduser() for run in _COMPARE.value], workdir)
+        return
     with processes.only_first_speaks():
         if not begins:
             # A workdir knows how it was trained; only the command line changes that.

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -20,12 +21,16 @@ from usfm.data.splits import Splits
 from usfm.data.unlabelled import folder_of_images
 from usfm.errors import UserError
 from usfm.evaluation import trivial
+from usfm.evaluation.cases import choose
+from usfm.evaluation.compare import compare, text_comparison
+from usfm.evaluation.compare_page import write_comparison
 from usfm.evaluation.evaluate import Evaluation, Trivial, evaluate, write
 from usfm.evaluation.files import write_atomically
 from usfm.evaluation.overlay import Example
 from usfm.evaluation.predict import Predictor, make_predictor, programs_of
-from usfm.evaluation.prediction import Answer, truth
-from usfm.evaluation.report import write_report
+from usfm.evaluation.prediction import truth
+from usfm.evaluation.report import BESIDE, write_report
+from usfm.evaluation.runs import read_json, read_run
 from usfm.evaluation.selection import scored_tasks, value_of
 from usfm.evaluation.submission import write_submission
 from usfm.evaluation.table import text_table
@@ -59,7 +64,7 @@ def _train(config: ConfigDict, workdir: pathlib.Path) -> None:
     rows = rows_in(folder, splits, config.evaluate.part)
     before = workdir / "evaluation_before.json"
     if config.evaluate.before_training and any(rows.values()) and not before.exists():
-        untrained, _ = _score(_untrained(config, folder), folder, splits, rows, {})
+        untrained = _score(_untrained(config, folder), folder, splits, rows, {})
         goodput.note(workdir, "evaluated")
         if processes.is_first():
             write_atomically(before, json.dumps(untrained.report, indent=2).encode())
@@ -107,16 +112,16 @@ def run_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
             f"{config.data.root} has no labelled row in part '{part}'; set evaluate.part to "
             "another of val, test and all"
         )
-    result, examples = _score(predictor, folder, splits, rows, floors)
+    held = _held(workdir)
+    result = _score(predictor, folder, splits, rows, floors)
     if not processes.is_first():
         return
+    beside = _beside(workdir, held, result)
     write(result, workdir)
-    before = workdir / "evaluation_before.json"
-    untrained = json.loads(before.read_text()) if before.exists() else None
-    if untrained is not None and untrained["parts"] != result.report["parts"]:
-        untrained = None  # it was scored on other rows
-    write_report(workdir, result.report, examples, before=untrained)
-    print(text_table(result.report, untrained))
+    with jax.set_mesh(predictor.mesh):
+        examples = list(_examples(predictor, folder, rows, result))
+    write_report(workdir, result.report, examples, beside=beside)
+    print(text_table(result.report, beside))
     print(f"\nreport: {workdir / 'report.html'}")
 
 
@@ -163,6 +168,14 @@ def advise(config: ConfigDict, workdir: pathlib.Path) -> None:
     rows = training_rows(folder, open_splits(config, folder), config.data)
     counts = {task_id: len(of_task) for task_id, of_task in rows.items()}
     print(describe(run_advise(workdir, folder.tasks, counts)))
+
+
+def run_compare(runs: Sequence[pathlib.Path], workdir: pathlib.Path) -> None:
+    """Puts runs that were scored side by side: compare.html, a table. Needs no config."""
+    comparison = compare([read_run(run) for run in runs])
+    write_comparison(workdir / "compare.html", comparison)
+    print(text_comparison(comparison))
+    print(f"\nreport: {workdir / 'compare.html'}")
 
 
 MODES = {
@@ -222,36 +235,56 @@ def _score(
     splits: Splits,
     rows: Mapping[str, Sequence[Row]],
     floors: Mapping[str, Trivial],
-) -> tuple[Evaluation, list[Example]]:
-    """Scores a predictor on rows, beside the trivial ones; and one example a task to show."""
+) -> Evaluation:
+    """Scores a predictor on rows, beside the trivial ones."""
     rows = {task_id: of_task for task_id, of_task in rows.items() if of_task}
     own = {task_id: processes.share(of_task) for task_id, of_task in rows.items()}
-    shown: dict[str, tuple[Row, Answer]] = {}
     with jax.set_mesh(predictor.mesh):
-        result = evaluate(
-            _remember_first(predictor(folder, own), shown),
+        return evaluate(
+            predictor(folder, own),
             folder,
             rows,
             trivial=floors,
             part_of=splits.part,
             group_of=splits.group,
         )
+
+
+def _held(workdir: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """The evaluations that a workdir holds: now, and those beside it."""
+    paths = {name: workdir / f"evaluation_{name}.json" for name in BESIDE}
+    paths["now"] = workdir / "evaluation.json"
+    return {name: read_json(path) for name, path in paths.items() if path.exists()}
+
+
+def _beside(
+    workdir: pathlib.Path, held: Mapping[str, dict[str, Any]], result: Evaluation
+) -> dict[str, dict[str, Any]]:
+    """Keeps what will be written over, where it differs; those of `held` on the same rows."""
+    beside = {name: held[name] for name in BESIDE if name in held}
+    if "now" in held and held["now"] != json.loads(json.dumps(result.report)):
+        beside["previous"] = held["now"]
+        kept = workdir / "evaluation_previous.json"
+        write_atomically(kept, (workdir / "evaluation.json").read_bytes())
+    return {n: one for n, one in beside.items() if one.get("parts") == result.report["parts"]}
+
+
+def _examples(
+    predictor: Predictor,
+    folder: Folder,
+    rows: Mapping[str, Sequence[Row]],
+    result: Evaluation,
+) -> Iterator[Example]:
+    """The best, median and worst case of each task, asked again: no answer was kept."""
     tasks = {task.id: task for task in folder.tasks}
-    # The first row of every task is of the first process.
-    return result, [_example(folder, tasks[id], *shown[id]) for id in rows if id in shown]
-
-
-def _remember_first(
-    answers: Iterable[tuple[Row, Answer]], shown: dict[str, tuple[Row, Answer]]
-) -> Iterator[tuple[Row, Answer]]:
-    for row, answer in answers:
-        shown.setdefault(row.task_id, (row, answer))
-        yield row, answer
-
-
-def _example(folder: Folder, task: Task, row: Row, answer: Answer) -> Example:
-    image = read_image(folder.image_file(row))
-    return Example(task, row.key, image, truth(folder, task, row), answer)
+    by_key = {(row.task_id, row.key): row for of_task in rows.values() for row in of_task}
+    chosen = choose(folder.tasks, result.rows)
+    cases = [case for of_task in chosen.values() for case in of_task]
+    asked = {id: [by_key[id, case.row_key] for case in of_task] for id, of_task in chosen.items()}
+    for case, (row, answer) in zip(cases, predictor(folder, asked), strict=True):
+        task = tasks[row.task_id]
+        image = read_image(folder.image_file(row))
+        yield Example(task, row.key, image, truth(folder, task, row), answer, case)
 
 
 def _all_in_one(folder: Folder) -> Splits:
@@ -291,7 +324,7 @@ def _selection(
     def score(params: Params) -> float:
         own = sharding.brought(params, mesh)
         predictor = make_predictor(config, programs, folder.tasks, own, mesh)
-        result, _ = _score(predictor, folder, splits, rows, {})
+        result = _score(predictor, folder, splits, rows, {})
         return processes.agreed(value_of(metric, result.report["tasks"]))
 
     return score
