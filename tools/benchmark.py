@@ -3,8 +3,8 @@
 python tools/benchmark.py NAME ... [--peer=transformers] [--case=vits16] [--data=FM_UIA_FOLDER]
 
 A line holds name, value, unit, peer (what it is compared with, or null), ratio (to that peer) and
-conditions. Names: build, input, metrics, model, step, surgery. Peers need a Python of their own: PEER_PY
-says which.
+conditions. Names: build, input, metrics, model, step, surgery. Peers need a Python of their own:
+PEER_PY says which.
 """
 
 import argparse

@@ -8,6 +8,7 @@ side does all that evaluate does: intervals, single classes, both forms of the r
 """
 
 import contextlib
+import functools
 import os
 import pathlib
 import statistics
@@ -21,7 +22,7 @@ import numpy as np
 
 from tools.benchmarks import timing
 from tools.benchmarks.timing import Line
-from tools.benchmarks.worker import started
+from tools.benchmarks.worker import Worker, started
 from usfm.data.folder import Folder, Row, read_folder
 from usfm.data.parallel import cores
 from usfm.data.phantoms import write_folder
@@ -33,10 +34,9 @@ from usfm.evaluation.submission import read_submission, write_submission
 from usfm.tasks import Task
 
 PEER = pathlib.Path(__file__).with_name("peer_official.py")
-PHANTOM_ROWS = 40
+PHANTOM_ROWS = 12
 MOVED = 0.03  # how far predictions are from the truth, of a side
-ROUNDS = 3  # the peer takes most of a minute for each
-WARM_UPS = 1
+ROUNDS = 3  # the peer's are long
 
 
 def measure(data: str = "") -> Iterator[Line]:
@@ -51,38 +51,57 @@ def measure(data: str = "") -> Iterator[Line]:
         if not data:
             write_folder(root, rows=PHANTOM_ROWS)
         folder = read_folder(root, cache_dir=scratch)
-        write_submission(moved(folder), folder, scratch / "submission")
-        runs = _ours(folder, scratch / "submission")
-        rows = {name: count for name, (count, _) in runs.items()}
-        turns = {name: run for name, (_, run) in runs.items()}
-        python = os.environ.get("PEER_PY", "")
-        why_no_peer, about = lacks(python), None
-        if not why_no_peer:
-            peer = stack.enter_context(
-                started(python, str(PEER), str(root), f"{scratch}/submission")
-            )
+        submission = scratch / "submission"
+        write_submission(moved(folder), folder, submission)
+        ours = _ours(folder, submission)
+        turns = {(name, "ours"): _timed(run) for name, (_, run) in ours.items()}
+        stated = timing.conditions() | {"data": root.name, "rounds": ROUNDS, "threads": cores()}
+        python, about = os.environ.get("PEER_PY", ""), None
+        if why := lacks(python):
+            stated["no_peer"] = why
+        else:
+            peer = stack.enter_context(started(python, str(PEER), str(root), str(submission)))
             about = peer.about
-            for name in rows:
-                what = "Regression" if name == "regression" else name
+            for name in ours:
+                type_ = "Regression" if name == "regression" else name
                 for how in ("all", "official"):
-                    turns[f"{name} {how}"] = lambda what=what, how=how: peer.run(f"{what} {how}")
+                    turns[name, how] = functools.partial(_seconds, peer, f"{type_} {how}")
         seconds = _alternating(turns)
-    stated = timing.conditions() | {"data": root.name, "rounds": ROUNDS, "threads": cores()}
-    if why_no_peer:
-        stated["no_peer"] = why_no_peer
-    for name, count in rows.items():
-        detail: Line = {"rows": count}
-        if about:
-            official = timing.ratio(seconds[f"{name} official"], seconds[name])
-            detail["ratio_to_official_alone"] = official
+    for name, (rows, _) in ours.items():
+        walls, cpu = zip(*seconds[name, "ours"], strict=True)
+        detail: Line = {"rows": rows, "rows_s_of_a_core": round(rows / statistics.median(cpu), 1)}
+        ratios = {
+            f"ratio_{how}{what}": timing.ratio(
+                [times[place] for times in seconds[name, how]], (walls, cpu)[place]
+            )
+            for how in ("all", "official")
+            for place, what in enumerate(("", "_of_a_core"))
+            if about
+        }
         yield {
             "name": f"metrics/{name}",
-            "value": round(count / statistics.median(seconds[name]), 1),
+            "value": round(rows / statistics.median(walls), 1),
             "unit": "rows/s",
             "peer": about,
-            "ratio": timing.ratio(seconds[f"{name} all"], seconds[name]) if about else None,
-            "conditions": stated | detail,
+            "ratio": ratios.pop("ratio_all", None),
+            "conditions": stated | detail | ratios,
         }
+
+
+def _timed(run: Callable[[], object]) -> Callable[[], tuple[float, float]]:
+    """Makes a function say its seconds by the clock and of all cores."""
+
+    def timed() -> tuple[float, float]:
+        wall, cpu = time.perf_counter(), time.process_time()
+        run()
+        return time.perf_counter() - wall, time.process_time() - cpu
+
+    return timed
+
+
+def _seconds(peer: Worker, what: str) -> tuple[float, float]:
+    wall, cpu = map(float, peer.run(what).split())
+    return wall, cpu
 
 
 def lacks(python: str) -> str:
@@ -126,7 +145,8 @@ def _ours(folder: Folder, submission: pathlib.Path) -> dict[str, tuple[int, Call
     def score(rows_of: Mapping[Task, list[tuple]]) -> None:
         with ThreadPoolExecutor(cores()) as pool:
             for task, rows in rows_of.items():
-                scored = list(pool.map(lambda row, task=task: score_row(task, *row), rows))
+                each = pool.map if task.type == "segmentation" else map  # as evaluate does
+                scored = list(each(lambda row, task=task: score_row(task, *row), rows))
                 summarise(task, scored)
                 if task.type in OF_CLASS:
                     by_class(task, scored)
@@ -155,14 +175,14 @@ def _ours(folder: Folder, submission: pathlib.Path) -> dict[str, tuple[int, Call
     return runs | {"files": (len(everything), score_files)}
 
 
-def _alternating(turns: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
-    """Seconds of each turn in every round, by the clock; the peer's are what it says."""
-    seconds: dict[str, list[float]] = {name: [] for name in turns}
-    for round_ in range(WARM_UPS + ROUNDS):
+def _alternating(
+    turns: Mapping[tuple[str, str], Callable[[], tuple[float, float]]],
+) -> dict[tuple[str, str], list[tuple[float, float]]]:
+    """What each turn says in every round but the first, which warms up."""
+    seconds = {name: [] for name in turns}
+    for round_ in range(ROUNDS + 1):
         for name, run in turns.items():
-            began = time.perf_counter()
             said = run()
-            took = float(said) if isinstance(said, str) else time.perf_counter() - began
-            if round_ >= WARM_UPS:
-                seconds[name].append(took)
+            if round_:
+                seconds[name].append(said)
     return seconds

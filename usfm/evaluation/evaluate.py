@@ -65,7 +65,7 @@ def evaluate(
     part_of: Callable[[Row], str],
     group_of: Callable[[Row], str],
 ) -> Evaluation:
-    """Score answers as they arrive, in threads; the result does not depend on their order.
+    """Score answers as they arrive, masks in threads; the result does not depend on their order.
 
     Args:
         answers: rows and what is said of them. Rows that never come are counted as missing.
@@ -144,6 +144,9 @@ def _score_all(
             if name in seen:
                 raise ValueError(f"{row.task_id}: a second answer to {row.key}")
             seen.add(name)
+            if tasks[row.task_id].type != "segmentation":
+                scores[name] = score(row, answer)  # sooner than a thread would begin
+                continue
             waiting.append((name, pool.submit(score, row, answer)))
             if len(waiting) > WAITING:
                 name, future = waiting.popleft()
