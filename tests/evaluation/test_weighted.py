@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import sklearn
@@ -75,7 +77,7 @@ def test_calibration_error_is_that_of_bins_of_confidence():
     confidence[:3] = 1.0, 1 / 3, 2 / 3  # edges belong to the lower bin
     edges = np.arange(16) / 15
     expected = 0.0
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in itertools.pairwise(edges):
         held = (confidence > low) & (confidence <= high)
         expected += abs(right[held].sum() - confidence[held].sum()) / 400
     found = weighted.calibration_error(confidence, right, np.ones((1, 400)))[0]

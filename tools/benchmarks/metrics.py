@@ -34,7 +34,7 @@ from usfm.evaluation.submission import read_submission, write_submission
 from usfm.tasks import Task
 
 PEER = pathlib.Path(__file__).with_name("peer_official.py")
-PHANTOM_ROWS = 12
+PHANTOM_ROWS = 24
 MOVED = 0.03  # how far predictions are from the truth, of a side
 ROUNDS = 3  # the peer's are long
 
@@ -142,8 +142,10 @@ def _ours(folder: Folder, submission: pathlib.Path) -> dict[str, tuple[int, Call
     everything = [row for of_task in folder.rows.values() for row in of_task]
     answers = {(r.task_id, r.key): a for r, a in read_submission(folder, submission, everything)}
 
+    threads = cores()
+
     def score(rows_of: Mapping[Task, list[tuple]]) -> None:
-        with ThreadPoolExecutor(cores()) as pool:
+        with ThreadPoolExecutor(threads) as pool:
             for task, rows in rows_of.items():
                 each = pool.map if task.type == "segmentation" else map  # as evaluate does
                 scored = list(each(lambda row, task=task: score_row(task, *row), rows))

@@ -7,8 +7,8 @@ libraries would. Rows whose prediction is missing are left out.
 
 Says in one line what it is; then, for every line it reads: "TYPE official" or "TYPE all" scores the
 rows of that type, which are in memory, and says how many seconds that took, by the clock and of all
-cores; "files official" and "files all" read all rows first. "json" says the results of the
-official metrics, in the official form, and "others" those of all.
+cores; "files official" and "files all" read all rows first. "json" says the results, in the
+official form, to which those of the other metrics are added.
 """
 
 import collections
@@ -210,8 +210,8 @@ def main(root: pathlib.Path, submission: pathlib.Path) -> None:
     print(f"SimpleITK {sitk.__version__}, scikit-learn {sklearn.__version__}", flush=True)
     for line in sys.stdin:
         what, _, how = line.strip().partition(" ")
-        if what in ("json", "others"):
-            print(json.dumps(score(loaded, TYPES, what == "others")), flush=True)
+        if what == "json":
+            print(json.dumps(score(loaded, TYPES, True)), flush=True)
             continue
         began = time.perf_counter(), time.process_time()
         if what == "files":
