@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 from scipy.ndimage import binary_erosion, distance_transform_edt
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from usfm.evaluation.masks import NSD_TOLERANCE, compare
 
@@ -19,7 +19,7 @@ def brute(a, b):
     surfaces = [np.argwhere(mask & ~binary_erosion(mask)) for mask in (a, b)]
 
     def nearest(points, others):
-        return cKDTree(others).query(points)[0]
+        return KDTree(others).query(points)[0]
 
     far = max(nearest(*pixels).max(), nearest(*pixels[::-1]).max())
     between = np.concatenate([nearest(*surfaces), nearest(*surfaces[::-1])])

@@ -68,24 +68,33 @@ def measure(data: str = "") -> Iterator[Line]:
                     turns[name, how] = functools.partial(_seconds, peer, f"{type_} {how}")
         seconds = _alternating(turns)
     for name, (rows, _) in ours.items():
-        walls, cpu = zip(*seconds[name, "ours"], strict=True)
-        detail: Line = {"rows": rows, "rows_s_of_a_core": round(rows / statistics.median(cpu), 1)}
+        taken = _columns(seconds[name, "ours"])
+        detail: Line = {"rows": rows, "rows_s_of_a_core": _rate(rows, taken[1])}
         ratios = {
-            f"ratio_{how}{what}": timing.ratio(
-                [times[place] for times in seconds[name, how]], (walls, cpu)[place]
-            )
+            f"ratio_{how}{what}": timing.ratio(theirs, of_ours)
             for how in ("all", "official")
-            for place, what in enumerate(("", "_of_a_core"))
             if about
+            for what, theirs, of_ours in zip(
+                ("", "_of_a_core"), _columns(seconds[name, how]), taken, strict=True
+            )
         }
         yield {
             "name": f"metrics/{name}",
-            "value": round(rows / statistics.median(walls), 1),
+            "value": _rate(rows, taken[0]),
             "unit": "rows/s",
             "peer": about,
             "ratio": ratios.pop("ratio_all", None),
             "conditions": stated | detail | ratios,
         }
+
+
+def _columns(seconds: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """Seconds by the clock and of all cores."""
+    return [wall for wall, _ in seconds], [cpu for _, cpu in seconds]
+
+
+def _rate(rows: int, seconds: list[float]) -> float:
+    return round(rows / statistics.median(seconds), 1)
 
 
 def _timed(run: Callable[[], object]) -> Callable[[], tuple[float, float]]:

@@ -50,8 +50,8 @@ def load(root: pathlib.Path, submission: pathlib.Path) -> dict[str, Rows]:
                 if type_ == "segmentation":
                     path = submission / row["mask_path"].replace("../", "")
                     if path.exists():
-                        masks = (path, table.parent / row["mask_path"])
-                        loaded[type_][task].append((*map(grey, masks), row))
+                        true = grey(table.parent / row["mask_path"])
+                        loaded[type_][task].append((grey(path), true, row))
                 elif (answer := answers.get((task, row["image_path"]))) is not None:
                     loaded[type_][task].append((answer, row, table.parent / row["image_path"]))
     return loaded

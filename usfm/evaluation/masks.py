@@ -10,6 +10,7 @@ nearest, and are exact: OpenCV's are rounded to what they are, roots of whole nu
 """
 
 import math
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -42,7 +43,7 @@ def compare(ours: np.ndarray, theirs: np.ndarray, num_classes: int) -> dict[str,
         dsc_0 and hd_0 of the background, which only the official evaluator reports.
     """
     diagonal = math.hypot(*ours.shape)
-    box = cv2.boundingRect(ours | theirs)
+    box = cv2.boundingRect(cv2.bitwise_or(ours, theirs))
     scores = {}
     inner_ours, inner_theirs = _cut(ours, box), _cut(theirs, box)
     for c in range(1, num_classes):
@@ -74,14 +75,14 @@ def _dice(n_a: int, n_b: int, both: int) -> float:
     return 2 * both / (n_a + n_b) if n_a or n_b else 1.0
 
 
-def _cut(mask: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
+def _cut(mask: np.ndarray, box: Sequence[int]) -> np.ndarray:
     x, y, width, height = box
     return np.ascontiguousarray(mask[y : y + height, x : x + width])
 
 
 def _distances(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
     """HD, HD95 and NSD of two masks of 0 and 1, neither of which is empty."""
-    box = cv2.boundingRect(a | b)
+    box = cv2.boundingRect(cv2.bitwise_or(a, b))
     a, b = _cut(a, box), _cut(b, box)
     surface_a, surface_b = _surface(a), _surface(b)
     to_a, to_b = _transform(1 - surface_a), _transform(1 - surface_b)
@@ -92,9 +93,7 @@ def _distances(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
     return farthest, float(np.percentile(between, 95)), within
 
 
-def _background_distance(
-    ours: np.ndarray, theirs: np.ndarray, box: tuple[int, int, int, int]
-) -> float:
+def _background_distance(ours: np.ndarray, theirs: np.ndarray, box: Sequence[int]) -> float:
     """Hausdorff distance between the backgrounds of two masks, neither of which is empty.
 
     Pixels of one that are not of the other lie in the box round what is not background, and those

@@ -89,15 +89,15 @@ def score_row(
         right = float(ours.argmax() == label) if np.isfinite(ours).all() else math.nan
         probs = {f"prob_{c}": float(p) for c, p in enumerate(ours)}
         return {"accuracy": right, "prob_true": float(ours[label]), "label": float(label)} | probs
-    pairs = [
+    said, wanted = (
         [(x * size[1], y * size[0]) for x, y in array.reshape(-1, 2).tolist()]
         for array in (ours, theirs)
-    ]
+    )
     if task.type == "detection":
         sure = predicted.confidence
-        iou = box_iou(*pairs) if np.isfinite(ours).all() else math.nan
+        iou = box_iou(said, wanted) if np.isfinite(ours).all() else math.nan
         return {"iou": iou} if sure is None else {"iou": iou, "confidence": float(sure)}
-    return _score_points(*pairs, PCK_SHARE * max(size))
+    return _score_points(said, wanted, PCK_SHARE * max(size))
 
 
 def box_iou(a: Sequence[tuple[float, float]], b: Sequence[tuple[float, float]]) -> float:
