@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from usfm.evaluation.metrics import LOWER_IS_BETTER, METRICS, PRIMARY, sign
+from usfm.evaluation.metrics import IN_PIXELS, METRICS, PRIMARY, sign
 
 MISSING_SHOWN = 5
 NOTHING: Mapping[str, Mapping] = {}
@@ -67,7 +67,7 @@ def number(metric: str, value: float | None) -> str:
     """A metric's value as text: three decimals, or one where it is in pixels."""
     if value is None:
         return "–"
-    return f"{value:.1f}" if metric in LOWER_IS_BETTER else f"{value:.3f}"
+    return f"{value:.1f}" if metric in IN_PIXELS else f"{value:.3f}"
 
 
 def bracket(metric: str, interval: tuple[float, float] | None) -> str:
@@ -79,7 +79,7 @@ def bracket(metric: str, interval: tuple[float, float] | None) -> str:
 
 def titled(metric: str) -> str:
     """A metric's name with its unit."""
-    return f"{metric} px" if metric in LOWER_IS_BETTER else metric
+    return f"{metric} px" if metric in IN_PIXELS else metric
 
 
 def notes(report: Mapping) -> list[str]:
