@@ -5,6 +5,7 @@
 --mode=train     trains, going on from the newest checkpoint of the workdir, then evaluates
 --mode=evaluate  scores the newest checkpoint: evaluation.json, evaluation_rows.csv, report.html
 --mode=predict   answers every row of data.root, with or without labels: predictions/
+--mode=features  writes what the encoder says of every image of data.root: features/
 --mode=study     trains what configs/study.py compares: gains.csv, study.html
 --mode=advise    says which tasks to train together, from a run with multitask.record=True
 --mode=compare   puts the runs of --compare=RUN_A,RUN_B side by side, without a config: compare.html
@@ -25,8 +26,9 @@ import usfm
 from usfm import command
 from usfm.errors import UserError
 
-ALONE = ("study", "advise", "compare")  # a study starts its own processes
-MODES = ("train", "evaluate", "predict", "study", "advise", "compare")
+# A study starts its own processes.
+ALONE = ("features", "study", "advise", "compare")
+MODES = ("train", "evaluate", "predict", "features", "study", "advise", "compare")
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment, such as configs/fm_uia.py or configs/fm_uia.py:debug; any "

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pathlib
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,20 +12,20 @@ from ml_collections import ConfigDict
 
 from usfm import config as usfm_config
 from usfm import processes
-from usfm.data.faults import write_faults
+from usfm.data.asked import LEFT_OUT, LeftOut, open_asked
 from usfm.data.folder import Folder, Row
 from usfm.data.image import read_image
-from usfm.data.lines import DIRECTORY
 from usfm.data.roots import are_there, identities
-from usfm.data.source import cache_dir, open_folder, open_splits, rows_in, say, training_rows
+from usfm.data.source import open_folder, open_splits, rows_in, say, training_rows
 from usfm.data.splits import Splits
-from usfm.data.unlabelled import folder_of_images
 from usfm.errors import UserError
 from usfm.evaluation import trivial
+from usfm.evaluation.answering import answer_all, check_tasks, open_answerable
 from usfm.evaluation.cases import choose
 from usfm.evaluation.compare import compare, text_comparison
 from usfm.evaluation.compare_page import write_comparison
 from usfm.evaluation.evaluate import Evaluation, Trivial, evaluate, write
+from usfm.evaluation.feature_files import WRITERS, one_row_an_image, write_index
 from usfm.evaluation.files import write_atomically
 from usfm.evaluation.overlay import Example
 from usfm.evaluation.predict import Predictor, make_predictor, programs_of
@@ -32,17 +33,13 @@ from usfm.evaluation.prediction import truth
 from usfm.evaluation.report import BESIDE, write_report
 from usfm.evaluation.runs import read_json, read_run
 from usfm.evaluation.selection import scored_tasks, value_of
-from usfm.evaluation.submission import write_submission
 from usfm.evaluation.table import text_table
 from usfm.models.functional import Params
-from usfm.tasks import Task
-from usfm.tasks.plans import select
+from usfm.restored import extractor_of, predictor_of, restore
 from usfm.training import goodput, sharding
-from usfm.training.checkpoint import Checkpoints, tasks_from_meta
 from usfm.training.lock import in_use
 from usfm.training.program import make_model
 from usfm.training.start import source_of
-from usfm.training.state import evaluated_params, evaluated_parts
 from usfm.training.train import train
 
 
@@ -94,7 +91,7 @@ def run_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
         )
     predictor = _trained(config, workdir)
     folder = processes.in_turn(lambda: open_folder(config, workdir))
-    _check_tasks(predictor.tasks, folder)
+    check_tasks(predictor.tasks, folder)
     part, floors = config.evaluate.part, {}
     if asked == known:
         splits = open_splits(config, folder)
@@ -126,29 +123,36 @@ def run_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 
 def run_predict(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Answers every row of data.root, labelled or not: workdir/predictions/.
+    """Answers all that data.root asks, labelled or not: workdir/predictions/.
 
-    A folder without CSV files is taken as images, each of which is asked all chosen tasks.
+    data.root is an FM_UIA folder, or bare images, each of which is asked all chosen tasks (see
+    asked.py). What cannot be read is told in left_out.csv, and the rest is answered.
     """
     usfm_config.check(config)
     predictor = _trained(config, workdir)
-    root = pathlib.Path(config.data.root)
-    if root.is_dir() and not (root / DIRECTORY).exists():
-        asked = select(predictor.tasks, config.tasks)
-        folder = folder_of_images(root, asked, cache_dir=cache_dir(config))
-        write_faults(workdir / "left_out.csv", folder.skipped)
-        say(
-            f"{root} has no {DIRECTORY}/: its images are asked {', '.join(t.id for t in asked)}; "
-            f"{len(folder.skipped)} files are left out, see {workdir}/left_out.csv"
-        )
-    else:
-        folder = processes.in_turn(lambda: open_folder(config, workdir, require_labels=False))
-        _check_tasks(predictor.tasks, folder)
-    own = {task_id: processes.share(of_task) for task_id, of_task in folder.rows.items()}
-    with jax.set_mesh(predictor.mesh):
-        write_submission(predictor(folder, own), folder, workdir / "predictions")
-    rows = sum(len(of_task) for of_task in folder.rows.values())
-    print(f"{rows} rows answered: {workdir / 'predictions'}")
+    folder = processes.in_turn(lambda: open_answerable(predictor.tasks, config, workdir))
+    output_dir = workdir / "predictions"
+    if processes.is_first():
+        # Answers to other rows are not to be among them.
+        shutil.rmtree(output_dir, ignore_errors=True)
+    processes.wait()
+    overlays = config.predict.overlays
+    print(answer_all(predictor, folder, output_dir, left_out=workdir, overlays=overlays))
+
+
+def run_features(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Writes what the encoder says of each image of data.root, once: workdir/features/."""
+    usfm_config.check(config)
+    restored = restore(config, workdir, mesh=sharding.make_mesh(config.mesh))
+    extractor = extractor_of(restored)
+    folder = open_asked(config, restored.model.tasks, workdir)
+    rows, output_dir = one_row_an_image(folder), workdir / "features"
+    shutil.rmtree(output_dir, ignore_errors=True)
+    left_out = LeftOut(workdir / LEFT_OUT, folder.skipped)
+    write = WRITERS[config.features.format]
+    done = list(write(extractor(folder, rows, left_out), len(rows), output_dir))
+    write_index(done, output_dir)
+    print(f"features of {len(done)} images, {left_out}: {output_dir}")
 
 
 def run_study(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -182,6 +186,7 @@ MODES = {
     "train": run_train,
     "evaluate": run_evaluate,
     "predict": run_predict,
+    "features": run_features,
     "study": run_study,
     "advise": advise,
 }
@@ -332,38 +337,4 @@ def _selection(
 
 def _trained(config: ConfigDict, workdir: pathlib.Path) -> Predictor:
     """The model of a workdir's checkpoint, averaged where the run keeps averages."""
-    mesh = sharding.make_own_mesh(config.mesh)
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
-        step = checkpoints.latest()
-        if step is None:
-            raise UserError(f"{workdir} holds no checkpoint: train first, or give its --workdir")
-        if config.evaluate.checkpoint == "best":
-            step = checkpoints.best()
-            if step is None:
-                raise UserError(
-                    f"{workdir} holds no checkpoint that was scored: train with "
-                    "--config.checkpoint.best_metric, or set evaluate.checkpoint=latest"
-                )
-            say(f"the best checkpoint is that of step {step}")
-        model = make_model(config, tasks_from_meta(checkpoints.meta(step)))
-        placed = sharding.abstract(lambda: model.init(jax.random.key(0)), mesh)
-        parts = evaluated_parts(placed, config, model.layers)
-        params = evaluated_params(**checkpoints.restore_parts(step, parts))
-    return make_predictor(config, programs_of(model, mesh), model.tasks, params, mesh)
-
-
-def _check_tasks(known: Sequence[Task], folder: Folder) -> None:
-    """Every task of the folder must be one the model was trained on, of the same form."""
-    by_id = {task.id: task for task in known}
-    for task in folder.tasks:
-        if task.id not in by_id:
-            raise UserError(
-                f"{folder.place} has task '{task.id}', which the model was not trained on; choose "
-                f"by --config.tasks among {', '.join(by_id)}"
-            )
-        model = by_id[task.id]
-        if (model.type, model.size) != (task.type, task.size):
-            raise UserError(
-                f"task '{task.id}' is {task.type} of {task.size} in {folder.place}, but the model "
-                f"was trained on {model.type} of {model.size}"
-            )
+    return predictor_of(restore(config, workdir, mesh=sharding.make_own_mesh(config.mesh)))

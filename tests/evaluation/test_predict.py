@@ -1,42 +1,13 @@
 import dataclasses
-import functools
 
-import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from usfm.data.folder import Row
-from usfm.evaluation.predict import Predictor, answer, programs_of
+from usfm.evaluation.predict import answer
 from usfm.evaluation.prediction import content
-from usfm.models.m2dino import M2DINO
-from usfm.tasks import TYPES, Task
+from usfm.tasks import Task
 
-
-@functools.cache
-def fresh(model):
-    return jax.jit(model.init)(jax.random.key(0))
-
-
-@pytest.fixture
-def make_predictor(small_folder):
-    """Makes a predictor with fresh parameters on so many devices."""
-    model = M2DINO(small_folder.tasks, variant="tiny", decoder_width=dict.fromkeys(TYPES, 8))
-
-    def make(devices, batch_size):
-        devices = jax.devices()[:devices]
-        mesh = jax.make_mesh(
-            (len(devices), 1, 1),
-            ("data", "fsdp", "expert"),
-            axis_types=(AxisType.Auto,) * 3,
-            devices=devices,
-        )
-        placed = jax.device_put(fresh(model), NamedSharding(mesh, P()))
-        programs = programs_of(model, mesh)
-        return Predictor(programs, model.tasks, placed, mesh, (32, 32), 1, batch_size)
-
-    return make
+SIZE = (20, 60)  # of an original image
 
 
 def contents(answers, folder):
@@ -44,9 +15,11 @@ def contents(answers, folder):
     return {(r.task_id, r.index): content(tasks[r.task_id], a) for r, a in answers}
 
 
-def test_answers_depend_neither_on_devices_nor_on_the_batch_size(small_folder, make_predictor):
-    one = list(make_predictor(1, batch_size=3)(small_folder, small_folder.rows))
-    eight = list(make_predictor(8, batch_size=12)(small_folder, small_folder.rows))
+def test_answers_depend_neither_on_devices_nor_on_the_batch_size(
+    small_folder, make_fresh_predictor
+):
+    one = list(make_fresh_predictor(1, batch_size=3)(small_folder, small_folder.rows))
+    eight = list(make_fresh_predictor(8, batch_size=12)(small_folder, small_folder.rows))
     rows = [row for of_task in small_folder.rows.values() for row in of_task]
     assert [row for row, _ in one] == [row for row, _ in eight] == rows
 
@@ -65,9 +38,9 @@ def test_answers_depend_neither_on_devices_nor_on_the_batch_size(small_folder, m
             assert np.ptp(ours, axis=0).max() > 1e-4  # they do look at the image
 
 
-def test_a_task_answers_with_its_own_row_of_the_heads(small_folder, make_predictor):
+def test_a_task_answers_with_its_own_row_of_the_heads(small_folder, make_fresh_predictor):
     rows = {id: small_folder.rows[id][:2] for id in ("organ", "plane")}
-    predictor = make_predictor(1, batch_size=2)
+    predictor = make_fresh_predictor(1, batch_size=2)
     before = contents(predictor(small_folder, rows), small_folder)
     bias = predictor.params["heads"]["classification"]["bias"].at[1, 0].add(3.0)  # of "plane"
     heads = predictor.params["heads"]
@@ -81,60 +54,55 @@ def test_a_task_answers_with_its_own_row_of_the_heads(small_folder, make_predict
         assert odds[1] / odds[0] == pytest.approx(np.exp(3.0), rel=1e-3)
 
 
-def test_no_rows_no_answers(small_folder, make_predictor):
-    assert list(make_predictor(1, batch_size=2)(small_folder, {})) == []
-    assert list(make_predictor(1, batch_size=2)(small_folder, {"organ": ()})) == []
+def test_no_rows_no_answers(small_folder, make_fresh_predictor):
+    assert list(make_fresh_predictor(1, batch_size=2)(small_folder, {})) == []
+    assert list(make_fresh_predictor(1, batch_size=2)(small_folder, {"organ": ()})) == []
 
 
-@pytest.fixture
-def row(small_folder) -> Row:
-    return dataclasses.replace(small_folder.rows["seg"][0], height=20, width=60)
-
-
-def test_masks_are_made_at_the_original_size_of_the_real_classes(row):
+def test_masks_are_made_at_the_original_size_of_the_real_classes():
     task = Task("many", "segmentation", num_classes=7)
     logits = np.zeros((4, 6, 9), np.float32)
     for column in range(6):
         logits[:, column, column + 1] = 1.0
     logits[..., 8] = 5.0  # padding
-    mask = content(task, answer(task, row, {"logits": logits}))
-    assert (mask.shape, mask.dtype) == ((20, 60), np.uint8)
+    mask = content(task, answer(task, SIZE, {"logits": logits}))
+    assert (mask.shape, mask.dtype) == (SIZE, np.uint8)
     np.testing.assert_array_equal(mask[:, 5::10], np.tile(np.arange(1, 7), (20, 1)))
     assert set(np.unique(mask)) == {1, 2, 3, 4, 5, 6}
 
 
-def test_probabilities_are_of_the_real_classes(row):
+def test_probabilities_are_of_the_real_classes():
     task = Task("some", "classification", num_classes=3)
     logits = np.log(np.array([1, 2, 5, 1000], np.float32)) + 200
-    probs = content(task, answer(task, row, {"logits": logits}))
+    probs = content(task, answer(task, SIZE, {"logits": logits}))
     np.testing.assert_allclose(probs, [1 / 8, 2 / 8, 5 / 8], rtol=1e-4)
 
 
-def test_the_box_is_what_the_cells_around_the_highest_agree_on(row):
+def test_the_box_is_what_the_cells_around_the_highest_agree_on():
     task = Task("where", "detection", num_classes=1)
     heat = np.zeros((4, 5), np.float32)
     heat[1, 3] = 2.0
     boxes = np.full((4, 5, 4), 0.9, np.float32)  # far away they do not count
     boxes[:3, 2:] = (-0.1, 0.2, 0.6, 1.3)
     boxes[0, 2:5] += 0.05  # three of the nine differ: the others are more
-    found = answer(task, row, {"heat": heat, "boxes": boxes})
+    found = answer(task, SIZE, {"heat": heat, "boxes": boxes})
     np.testing.assert_allclose(content(task, found), [0, 0.2, 0.6, 1])
     assert found.confidence == pytest.approx(1 / (1 + np.exp(-2)))
 
 
-def test_a_box_in_the_corner_has_fewer_cells_around_it(row):
+def test_a_box_in_the_corner_has_fewer_cells_around_it():
     task = Task("where", "detection", num_classes=1)
     heat = np.zeros((2, 3), np.float32)
     heat[1, 2] = 1.0
     boxes = np.tile(np.array([0.1, 0.2, 0.6, 0.8], np.float32), (2, 3, 1))
     boxes[:, 0] = 0
     np.testing.assert_allclose(
-        content(task, answer(task, row, {"heat": heat, "boxes": boxes})), [0.1, 0.2, 0.6, 0.8]
+        content(task, answer(task, SIZE, {"heat": heat, "boxes": boxes})), [0.1, 0.2, 0.6, 0.8]
     )
 
 
-def test_points_are_those_of_the_task(row):
+def test_points_are_those_of_the_task():
     task = Task("ends", "regression", num_points=2)
     points = np.arange(8, dtype=np.float32).reshape(4, 2) / 8
-    found = content(task, answer(task, row, {"points": points}))
+    found = content(task, answer(task, SIZE, {"points": points}))
     np.testing.assert_array_equal(found, points[:2])

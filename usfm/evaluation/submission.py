@@ -25,7 +25,7 @@ from usfm.tasks import Task
 
 def write_submission(
     answers: Iterable[tuple[Row, Answer]], folder: Folder, output_dir: epath.PathLike
-) -> None:
+) -> int:
     """Write answers as they come; each file appears whole.
 
     Of several processes each writes the masks that it has, and the first all else.
@@ -34,6 +34,9 @@ def write_submission(
         answers: rows, labelled or not, and what is said of them.
         folder: the folder the rows are from. Types it does not hold get no file.
         output_dir: OUT, made where it is missing.
+
+    Returns:
+        The number of answers, of all processes.
 
     Raises:
         UserError: two rows name one mask file, or images of two folders have one name; the latter
@@ -57,14 +60,13 @@ def write_submission(
             raise UserError(f"{row.csv} line {row.line}: another row has the mask_path {path} too")
         masks.add(path)
         write_atomically(output_dir / path, _png(task, row, content(task, answer)))
-    of_processes = processes.gather(entries)
-    if not processes.is_first():
-        return
-    for type_ in entries:
-        of_type = itertools.chain.from_iterable(given[type_] for given in of_processes)
+    of_processes = processes.gather((len(masks), entries))
+    for type_ in entries if processes.is_first() else ():
+        of_type = itertools.chain.from_iterable(given[type_] for _, given in of_processes)
         ordered = [entry for _, entry in sorted(of_type, key=lambda item: item[0])]
         text = json.dumps(ordered, indent=2, ensure_ascii=False, allow_nan=False)
         write_atomically(output_dir / f"{type_}_predictions.json", text.encode() + b"\n")
+    return sum(count + sum(map(len, given.values())) for count, given in of_processes)
 
 
 def _check_names(folder: Folder) -> None:
