@@ -135,26 +135,42 @@ def read_batch(
     return batch
 
 
-def _allocate(
-    store: Store, tasks: Sequence[Task], slots: int, images: int
-) -> dict[str, np.ndarray]:
-    """A batch of zeros, but for its images, which may be anything."""
+def layout(
+    tasks: Sequence[Task], slots: int, images: int, image_size: tuple[int, int], channels: int
+) -> dict[str, tuple[tuple[int, ...], type]]:
+    """Shape and type of every array of a batch.
+
+    Args:
+        tasks: of the run.
+        slots: S.
+        images: n.
+        image_size: (H, W).
+        channels: C.
+    """
     num_points = max(task.num_points for task in tasks)
-    entries = {
+    entries: dict[str, tuple[tuple[int, ...], type]] = {
+        "image": ((*image_size, channels), np.uint8),
         "row": ((), np.int32),
         "valid": ((), np.bool_),
         "label": ((), np.int32),
         "box": ((4,), np.float32),
         "points": ((num_points, 2), np.float32),
         "points_valid": ((num_points,), np.bool_),
-        "mask": (store.image_size, np.uint8),
+        "mask": (image_size, np.uint8),
     }
     unused = {name for type_ in TYPES for name in LABELS[type_]}
     unused -= {name for task in tasks for name in LABELS[task.type]}
-    batch = {
-        name: np.zeros((slots, images, *shape), dtype)
+    return {"task": ((slots,), np.int32)} | {
+        name: ((slots, images, *shape), dtype)
         for name, (shape, dtype) in entries.items()
         if name not in unused
     }
-    image = memory.empty((slots, images, *store.image_size, store.channels))
-    return batch | {"image": image, "task": np.zeros(slots, np.int32)}
+
+
+def _allocate(
+    store: Store, tasks: Sequence[Task], slots: int, images: int
+) -> dict[str, np.ndarray]:
+    """A batch of zeros, but for its images, which may be anything."""
+    arrays = layout(tasks, slots, images, store.image_size, store.channels)
+    image = memory.empty(arrays.pop("image")[0])
+    return {name: np.zeros(*of) for name, of in arrays.items()} | {"image": image}

@@ -12,9 +12,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
+from usfm import mesh
 from usfm.models import functional
-from usfm.models.activation import gelu
+from usfm.models.activation import gelu, precise
 from usfm.models.lora import NO_LORA, Linear, LoRA
 from usfm.models.moe import Mixture, MoE
 
@@ -110,11 +112,12 @@ class MLP(nnx.Module):
         self.up = linear(variant.width, variant.mlp_width)
         self.down = linear(variant.mlp_width, variant.width)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., D] to [..., D]."""
+    def __call__(self, x: jax.Array, images: P | None = None) -> jax.Array:
+        """[B, N, D] to [B, N, D], where `images` says how the images lie on the mesh."""
+        up = _lie(self.up(x), images)
         if self.gate is None:
-            return self.down(gelu(self.up(x)))
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+            return self.down(gelu(up))
+        return self.down(jax.nn.silu(_lie(self.gate(x), images)) * up)
 
 
 class Block(nnx.Module):
@@ -129,10 +132,10 @@ class Block(nnx.Module):
         rngs: nnx.Rngs,
     ):
         width = variant.width
-        self.norm1 = _norm(width, rngs)
+        self.norm1 = _norm(width, dtype, rngs)
         self.attn = Attention(variant, lora, dtype, rngs)
         self.layer_scale1 = nnx.Param(jnp.full(width, variant.layer_scale))
-        self.norm2 = _norm(width, rngs)
+        self.norm2 = _norm(width, dtype, rngs)
         self.mlp = (
             MLP(variant, lora, dtype, rngs)
             if mixture is None
@@ -147,6 +150,7 @@ class Block(nnx.Module):
         rope: tuple[jax.Array, jax.Array],
         condition: jax.Array | None,
         train: bool,
+        images: P | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """One layer.
 
@@ -156,20 +160,22 @@ class Block(nnx.Module):
             rope: as `rotary` makes it.
             condition: [B, D], each image's task embedding; read by mixtures alone.
             train: whether the top-k experts of a mixture have a capacity (moe.MoE).
+            images: where the images lie on the mesh, as for DINOv3.
 
         Returns:
             [B, N, D], and the mixture's routing (moe.MoE), {} where there is none.
         """
         routing = {}
+        x = _lie(x, images)
         y = self.attn(self.norm1(x).astype(x.dtype), rope)
-        x = x + self._factor(self.layer_scale1, x, keep, 0) * y
+        x = _lie(x + self._factor(self.layer_scale1, x, keep, 0) * y, images)
         y = self.norm2(x).astype(x.dtype)
         if isinstance(self.mlp, MoE):
             assert condition is not None, "a mixture asks for each image's task embedding"
-            y, routing = self.mlp(y, condition, train=train)
+            y, routing = self.mlp(y, condition, train=train, images=images)
         else:
-            y = self.mlp(y)
-        return x + self._factor(self.layer_scale2, x, keep, 1) * y, routing
+            y = self.mlp(y, images)
+        return _lie(x + self._factor(self.layer_scale2, x, keep, 1) * y, images), routing
 
     def _factor(
         self, layer_scale: nnx.Param, x: jax.Array, keep: jax.Array | None, branch: int
@@ -222,7 +228,7 @@ class DINOv3(nnx.Module):
             own = mixture if stack == "moe_blocks" else None
             make = lambda rngs, own=own: Block(variant, own, lora, dtype, rngs)  # noqa: E731
             setattr(self, stack, functional.stacked(make, len(layers), rngs.params()))
-        self.norm = _norm(width, rngs)
+        self.norm = _norm(width, dtype, rngs)
 
     def __call__(
         self,
@@ -234,6 +240,7 @@ class DINOv3(nnx.Module):
         condition: jax.Array | None = None,
         mask: jax.Array | None = None,
         train: bool = False,
+        images_lie: P | None = None,
     ) -> Encoded:
         """Encodes a batch of images; h = H / 16, w = W / 16.
 
@@ -245,9 +252,10 @@ class DINOv3(nnx.Module):
             condition: float32 [B, D], each image's task embedding, for mixtures.
             mask: bool [B, h * w], patches whose embedding the mask token stands for.
             train: whether the top-k experts of mixtures have a capacity (moe.MoE).
+            images_lie: where the images lie on the mesh; None = the compiler finds a place.
         """
         batch, height, width = images.shape[0], images.shape[1] // PATCH, images.shape[2] // PATCH
-        x = self.patch_embed(patches(images))
+        x = _lie(self.patch_embed(patches(_lie(images, images_lie))), images_lie)
         if mask is not None:
             x = jnp.where(mask[..., None], self.mask_token[...].astype(x.dtype), x)
         prefix = jnp.concatenate([self.cls_token[...], self.register_tokens[...]])
@@ -265,6 +273,7 @@ class DINOv3(nnx.Module):
                 rope,
                 condition,
                 train,
+                images_lie,
                 each=None if keep is None else keep[first : last + 1],
                 start=start,
                 stop=stop,
@@ -337,12 +346,16 @@ def rotary(
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Turns [B, N, heads, d] by halves, in float32."""
-    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    a, b = jnp.split(x.astype(precise(x.dtype)), 2, axis=-1)
     # The halves of the tables are equal.
     cos, sin = (jnp.split(table, 2, axis=-1)[0][..., None, :] for table in (cos, sin))
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
-def _norm(width: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    # float32 whatever the compute type: variances of bfloat16 activations are not to be trusted.
-    return nnx.LayerNorm(width, epsilon=1e-5, dtype=jnp.float32, rngs=rngs)
+def _lie(x: jax.Array, images: P | None) -> jax.Array:
+    return x if images is None else mesh.lie(x, images)
+
+
+def _norm(width: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    # Variances of bfloat16 activations are not to be trusted.
+    return nnx.LayerNorm(width, epsilon=1e-5, dtype=precise(dtype), rngs=rngs)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from usfm.models.activation import precise
 from usfm.models.dpt import DPT, double
 
 Outputs = dict[str, Any]
@@ -50,7 +51,7 @@ class ClassificationDecoder(nnx.Module):
         )
         self.key = nnx.Linear(width, features, use_bias=False, dtype=dtype, rngs=rngs)
         self.value = nnx.Linear(width, features, dtype=dtype, rngs=rngs)
-        self.norm = nnx.LayerNorm(features, epsilon=1e-5, dtype=jnp.float32, rngs=rngs)
+        self.norm = nnx.LayerNorm(features, epsilon=1e-5, dtype=precise(dtype), rngs=rngs)
         self.head_inputs = features
 
     def __call__(self, taps: jax.Array) -> jax.Array:
@@ -58,7 +59,7 @@ class ClassificationDecoder(nnx.Module):
         x = taps[-1].reshape(taps.shape[1], -1, taps.shape[-1])
         keys, values = (f(x).reshape(*x.shape[:2], self.heads, -1) for f in (self.key, self.value))
         logits = jnp.einsum("nphd,hd->nph", keys, self.query[...].astype(keys.dtype))
-        weights = jax.nn.softmax(logits.astype(jnp.float32), axis=1).astype(values.dtype)
+        weights = jax.nn.softmax(logits.astype(precise(logits.dtype)), axis=1).astype(values.dtype)
         pooled = jnp.einsum("nph,nphd->nhd", weights, values).reshape(x.shape[0], -1)
         return self.norm(pooled).astype(pooled.dtype)
 
@@ -97,14 +98,14 @@ def segmentation(raw: jax.Array, real: jax.Array, image_size: tuple[int, int]) -
         logits float32 [n, H, W, C] and classes bool [C].
     """
     logits = jax.image.resize(
-        raw.astype(jnp.float32), (raw.shape[0], *image_size, raw.shape[-1]), "bilinear"
+        raw.astype(precise(raw.dtype)), (raw.shape[0], *image_size, raw.shape[-1]), "bilinear"
     )
     return {"logits": jnp.where(real, logits, MASKED), "classes": real}
 
 
 def classification(raw: jax.Array, real: jax.Array) -> Outputs:
     """Class logits float32 [n, C] and classes bool [C], from raw [n, C]."""
-    return {"logits": jnp.where(real, raw.astype(jnp.float32), MASKED), "classes": real}
+    return {"logits": jnp.where(real, raw.astype(precise(raw.dtype)), MASKED), "classes": real}
 
 
 def detection(raw: jax.Array) -> Outputs:
@@ -118,7 +119,7 @@ def detection(raw: jax.Array) -> Outputs:
         boxes: float32 [n, h, w, 4], the box that each cell sees: its centre less and plus four
             distances.
     """
-    raw = raw.astype(jnp.float32)
+    raw = raw.astype(precise(raw.dtype))
     h, w = raw.shape[1:3]
     centre = cell_centres(h, w)
     # A quarter of the image times softplus: boxes start at a third of the image's size.
@@ -142,7 +143,7 @@ def regression(raw: jax.Array, real: jax.Array) -> Outputs:
     Returns:
         heat: float32 [n, h, w, K] logits; points: float32 [n, K, 2] as x, y; real: bool [K].
     """
-    heat = raw.astype(jnp.float32)
+    heat = raw.astype(precise(raw.dtype))
     n, h, w, k = heat.shape
     weights = jax.nn.softmax(heat.reshape(n, h * w, k), axis=1)
     points = jnp.einsum("npk,pc->nkc", weights, cell_centres(h, w).reshape(h * w, 2))

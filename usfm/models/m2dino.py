@@ -16,7 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
+from usfm import mesh
 from usfm.models import heads
 from usfm.models.dinov3 import PATCH, VARIANTS, DINOv3, Variant, drop_path, layers_of_stacks
 from usfm.models.functional import Params, init, init_stacked, merge, structure
@@ -115,8 +117,9 @@ class M2DINO:
             (moe.MoE), every array [mixture layers, n, ...], {} where there are none.
         """
         out = self._encode(
-            params, image[None], task[None], train=train, key=key[None], capacity=False
-        )
+            params, image[None], task[None], train=train, key=key[None], capacity=False,
+            images=P() if train else None,
+        )  # fmt: skip
         return jax.tree.map(lambda leaf: leaf[0], out)
 
     def encode_slots(
@@ -128,7 +131,10 @@ class M2DINO:
         together: the tokens of one slot ask for the same few experts, those of all slots for all.
         A slot by itself is served without one, at the price of all experts.
         """
-        return self._encode(params, image, task, train=train, key=key, capacity=train)
+        together = P(mesh.SLOTS) if image.shape[0] % mesh.slot_shards() == 0 else None
+        return self._encode(
+            params, image, task, train=train, key=key, capacity=train, images=together
+        )
 
     def _encode(
         self,
@@ -139,6 +145,7 @@ class M2DINO:
         train: bool,
         key: jax.Array,
         capacity: bool,
+        images: P | None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         slots, n = image.shape[:2]
         scale, keep, condition = 1.0, None, None
@@ -164,6 +171,7 @@ class M2DINO:
             keep=keep,
             condition=condition,
             train=capacity,
+            images_lie=images,
         )
 
         def by_slot(leaf: jax.Array) -> jax.Array:

@@ -17,13 +17,13 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
+from usfm import mesh
 from usfm.errors import UserError
-from usfm.models.activation import gelu
+from usfm.models.activation import gelu, precise
 from usfm.models.functional import Params
 from usfm.models.lora import LoRA
 
 _weight = nnx.initializers.truncated_normal(0.02)
-_IMAGES = ("data", "fsdp")  # the mesh axes that images are spread over
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +114,7 @@ class MoE(nnx.Module):
         )
 
     def __call__(
-        self, x: jax.Array, condition: jax.Array, *, train: bool
+        self, x: jax.Array, condition: jax.Array, *, train: bool, images: P | None = None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Mixes the experts' answers.
 
@@ -123,6 +123,7 @@ class MoE(nnx.Module):
             condition: [B, D], the embedding of each image's task.
             train: whether top-k experts have a capacity. Where not, an image's answer does not
                 depend on the other images.
+            images: where the images lie on the mesh; None = the compiler finds a place.
 
         Returns:
             [B, N, D], of x's type, and what the router did with each image, float32:
@@ -140,11 +141,12 @@ class MoE(nnx.Module):
         if top_k and train:
             groups = _groups(x.shape[0])
             grouped = (a.reshape(groups, -1, a.shape[-1]) for a in (x, logits, rank))
-            y, served = jax.vmap(self._sparse)(*grouped)
+            over = mesh.SLOTS if groups > 1 else None
+            y, served = jax.vmap(self._sparse, spmd_axis_name=over)(*grouped)
             served = served.reshape(wanted.shape)
         else:
             gates = _gates(logits, wanted).reshape(-1, experts)
-            y = self._dense(x.reshape(-1, x.shape[-1]), gates)
+            y = self._dense(x.reshape(-1, x.shape[-1]), gates, images)
 
         gate = jax.nn.softmax(logits).mean(axis=1)
         return y.reshape(x.shape), {
@@ -157,22 +159,26 @@ class MoE(nnx.Module):
     def _logits(self, x: jax.Array, condition: jax.Array) -> jax.Array:
         """float32 [B, N, E]: a choice among experts should not hang on rounding."""
         token, task = jnp.split(self.router.kernel[...], 2)
-        of_token = jnp.matmul(x.astype(jnp.float32), token, precision="highest")
-        of_task = jnp.matmul(condition.astype(jnp.float32), task, precision="highest")
+        dtype = precise(x.dtype)
+        of_token = jnp.matmul(x.astype(dtype), token, precision="highest")
+        of_task = jnp.matmul(condition.astype(dtype), task, precision="highest")
         return of_token + of_task[:, None]
 
-    def _experts(self, rows: jax.Array) -> jax.Array:
-        """[E, C, D], the rows of each expert, to [E, C, D]."""
-        rows = _over_experts(rows)
-        up = self.up(rows)
-        hidden = gelu(up) if self.gate is None else jax.nn.silu(self.gate(rows)) * up
-        return _over_experts(self.down(hidden))
+    def _experts(self, rows: jax.Array, lie: P | None) -> jax.Array:
+        """[E, C, D], the rows of each expert, to [E, C, D]; `lie` is where the rows are."""
+        rows = _over_experts(rows, lie)
+        up = _over_experts(self.up(rows), lie)
+        if self.gate is None:
+            hidden = gelu(up)
+        else:
+            hidden = jax.nn.silu(_over_experts(self.gate(rows), lie)) * up
+        return _over_experts(self.down(hidden), lie)
 
-    def _dense(self, x: jax.Array, gates: jax.Array) -> jax.Array:
+    def _dense(self, x: jax.Array, gates: jax.Array, images: P | None) -> jax.Array:
         """Tokens [M, D] through all experts, by gates [M, E]."""
         # Expert by expert, and gates last: with hidden units [M, E * F], scaled by gates, it would
         # be two plain products, but a step took XLA's CPU backend 1.6 times as long.
-        y = self._experts(jnp.broadcast_to(x, (gates.shape[-1], *x.shape)))
+        y = self._experts(jnp.broadcast_to(x, (gates.shape[-1], *x.shape)), images)
         return (gates.T[..., None] * y).sum(axis=0).astype(x.dtype)
 
     def _sparse(
@@ -186,7 +192,7 @@ class MoE(nnx.Module):
         # A row gets the gates of all experts and keeps its own: the same permutation serves.
         gates = _dispatch(_gates(logits, served), order).reshape(experts, capacity, experts)
         gates = jnp.einsum("ece->ec", gates)
-        y = self._experts(_dispatch(x, order).reshape(experts, capacity, -1))
+        y = self._experts(_dispatch(x, order).reshape(experts, capacity, -1), P())
         y = (gates[..., None] * y).astype(x.dtype)
         return _combine(y.reshape(experts * capacity, -1), order), served
 
@@ -289,15 +295,15 @@ _combine.defvjp(
 
 def _groups(images: int) -> int:
     """Into how many groups images are sorted apart: no device then needs another's tokens."""
-    sizes = jax.sharding.get_abstract_mesh().shape
-    groups = math.prod(sizes.get(axis, 1) for axis in _IMAGES)
+    groups = mesh.slot_shards()
     return groups if images % groups == 0 else 1
 
 
-def _over_experts(rows: jax.Array) -> jax.Array:
-    """The same [E, C, D], spread over the mesh's expert axis."""
-    shards = jax.sharding.get_abstract_mesh().shape.get("expert", 1)
-    if shards == 1 or rows.shape[0] % shards:
+def _over_experts(rows: jax.Array, lie: P | None) -> jax.Array:
+    """The same [E, C, D], spread over the mesh's expert axis; rows stay where their images are."""
+    shards = mesh.size("expert")
+    expert = "expert" if rows.shape[0] % shards == 0 else None
+    if lie is None and (shards == 1 or expert is None):
         return rows
-    # Rows stay where their images are.
-    return jax.lax.with_sharding_constraint(rows, P("expert", P.UNCONSTRAINED, None))
+    tokens = P.UNCONSTRAINED if lie is None else lie[0] if len(lie) else None
+    return mesh.lie(rows, P(expert, tokens, None))

@@ -6,6 +6,9 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from usfm import mesh
 
 Params = dict[str, Any]
 Batch = Mapping[str, jax.Array]
@@ -71,11 +74,37 @@ def slot_losses(
 ) -> tuple[jax.Array, jax.Array]:
     """Sums and counts [S] of the slots' losses, from maps [S, taps, n, h, w, D]."""
     parts = []
+    own = mesh.whole({part: params[part] for part in ("decoders", "heads")})
     for kind in functions.slots:
-        of_kind = functions.of_type((maps, dict(batch)), kind)
-        parts.append(jax.vmap(lambda m, b, k=kind: slot_loss(functions, params, k, m, b))(*of_kind))
+        of_kind = spread_slots(*functions.of_type((maps, dict(batch)), kind))
+        sums, counts = jax.vmap(
+            lambda m, b, k=kind: slot_loss(functions, own, k, m, b), spmd_axis_name=mesh.SLOTS
+        )(*of_kind)
+        parts.append((sums[: functions.slots[kind]], counts[: functions.slots[kind]]))
     sums, counts = (jnp.concatenate(a) for a in zip(*parts, strict=True))
     return sums, counts
+
+
+def spread_slots(maps: jax.Array, batch: Batch) -> tuple[jax.Array, Batch]:
+    """The slots of a type, spread over all devices that hold slots.
+
+    They seldom divide by the devices. Left as they are, each device would hold pieces of images,
+    and the decoder's convolutions would exchange them. So empty slots are added.
+
+    Args:
+        maps: [S_type, taps, n, h, w, D].
+        batch: of these slots.
+
+    Returns:
+        Both with S_type or a few more slots: of zero maps, labelled as the last slot.
+    """
+    more = -maps.shape[0] % mesh.slot_shards()
+
+    def add(a: jax.Array, mode: str) -> jax.Array:
+        padded = jnp.pad(a, [(0, more)] + [(0, 0)] * (a.ndim - 1), mode=mode) if more else a
+        return mesh.lie(padded, P(mesh.SLOTS))
+
+    return add(maps, "constant"), {name: add(array, "edge") for name, array in batch.items()}
 
 
 def slot_loss(

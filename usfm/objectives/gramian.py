@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
+from usfm import mesh
 from usfm.objectives.functions import Functions, Params
-from usfm.objectives.task_gradients import SlotGradients, devices, spread
+from usfm.objectives.task_gradients import SlotGradients, spread
 
 # Columns of two thin matrices that XLA's CPU backend is handed at once: of all of them, it takes
 # three times as long for their product.
@@ -51,7 +52,7 @@ def gramian(
     """
     slots, count = gradients.sums.shape[0], len(groups.names) if groups else 1
     parts = list(_parts(gradients, functions, groups, scale))
-    mesh = devices()
+    devices = mesh.current()
     specs = [(spread(stack), None if factor is None else P(*spread(stack)[1:]))
              for _, _, stack, factor in parts]  # fmt: skip
 
@@ -59,13 +60,13 @@ def gramian(
         total = jnp.zeros((count, slots, slots))
         for (own, group, *_), (stack, factor), (spec, _) in zip(parts, arrays, specs, strict=True):
             products = _products(stack, factor, group, count)
-            if mesh is not None and spec == P():  # every device has the whole of it
-                products = jnp.where(_is_first(mesh), products, 0)
+            if devices is not None and spec == P():  # every device has the whole of it
+                products = jnp.where(_is_first(devices), products, 0)
             total = total.at[:, own, own].add(products)
-        return total if mesh is None else jax.lax.psum(total, mesh.axis_names)
+        return total if devices is None else jax.lax.psum(total, devices.axis_names)
 
     arrays = [(stack, factor) for _, _, stack, factor in parts]
-    if mesh is None:
+    if devices is None:
         return local(arrays)
     return jax.shard_map(local, in_specs=(specs,), out_specs=P())(arrays)
 
@@ -120,5 +121,5 @@ def _inner(left: jax.Array, right: jax.Array) -> jax.Array:
     return jax.lax.fori_loop(0, whole // CHUNK, add, rest)
 
 
-def _is_first(mesh: Any) -> jax.Array:
-    return jnp.stack([jax.lax.axis_index(axis) == 0 for axis in mesh.axis_names]).all()
+def _is_first(devices: jax.sharding.AbstractMesh) -> jax.Array:
+    return jnp.stack([jax.lax.axis_index(axis) == 0 for axis in devices.axis_names]).all()

@@ -13,7 +13,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from usfm.objectives.functions import Batch, Functions, Params, merge_slots, slot_loss
+from usfm import mesh
+from usfm.objectives.functions import (
+    Batch,
+    Functions,
+    Params,
+    merge_slots,
+    slot_loss,
+    spread_slots,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +72,8 @@ def slot_gradients(
         return rest, pull_back(cotangent)[0]
 
     indices = jnp.arange(batch["task"].shape[0])
-    rest, own = jax.vmap(one_slot, out_axes=(None, 0))(dict(batch), indices, keys)
+    of_all = jax.vmap(one_slot, out_axes=(None, 0), spmd_axis_name=mesh.SLOTS)
+    rest, own = of_all(dict(batch), indices, keys)
     sums, counts, aux, decoders, heads = rest
     encoder, decoders = _spread_all((own["encoder"], decoders))
     return SlotGradients(sums, counts, aux, encoder, decoders, heads, own.get("task_embedding", {}))
@@ -83,9 +92,16 @@ def _heads_of_all_slots(functions: Functions, params: Params, batch: Batch) -> C
             ) -> tuple[jax.Array, jax.Array]:
                 return slot_loss(functions, own, kind, m, b)
 
-            own = {part: {kind: params[part][kind]} for part in ("decoders", "heads")}
-            gradient = jax.vmap(jax.value_and_grad(loss, (0, 1), has_aux=True), (None, 0, 0))
-            (s, c), (g, cotangent) = gradient(own, *functions.of_type((maps, dict(batch)), kind))
+            own = mesh.whole({part: {kind: params[part][kind]} for part in ("decoders", "heads")})
+            gradient = jax.vmap(
+                jax.value_and_grad(loss, (0, 1), has_aux=True),
+                (None, 0, 0),
+                spmd_axis_name=mesh.SLOTS,
+            )
+            of_kind = spread_slots(*functions.of_type((maps, dict(batch)), kind))
+            (s, c), (g, cotangent) = jax.tree.map(
+                lambda a, count=functions.slots[kind]: a[:count], gradient(own, *of_kind)
+            )
             sums, counts, cotangents = [*sums, s], [*counts, c], [*cotangents, cotangent]
             decoders[kind], heads[kind] = g["decoders"][kind], g["heads"][kind]
         sums, counts, cotangent = map(jnp.concatenate, (sums, counts, cotangents))
@@ -212,32 +228,22 @@ def spread(stack: jax.Array) -> P:
     under FSDP instead, S of them take as much memory on each device as S / devices do, and
     their inner products are sums over devices.
     """
-    mesh = devices()
-    if mesh is None:
+    devices = mesh.current()
+    if devices is None:
         return P()
     # Not a stack's layers, which groups tell apart.
     axes = range(2 if stack.ndim > 2 else 1, stack.ndim)
-    fits = [axis for axis in axes if stack.shape[axis] % mesh.size == 0]
+    fits = [axis for axis in axes if stack.shape[axis] % devices.size == 0]
     if not fits:
         return P()
     largest = max(fits, key=lambda axis: stack.shape[axis])
-    return P(*[None] * largest, mesh.axis_names)
-
-
-def devices() -> jax.sharding.AbstractMesh | None:
-    """The mesh that the program runs on; None for one device."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return None if mesh.empty or mesh.size == 1 else mesh
+    return P(*[None] * largest, devices.axis_names)
 
 
 def everywhere(tree: Any) -> Any:
     """Small arrays as a whole on every device: what is made of them there needs no exchange."""
-    if devices() is None:
-        return tree
-    return jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, P()), tree)
+    return mesh.lie(tree, P())
 
 
 def _spread_all(tree: Any) -> Any:
-    if devices() is None:
-        return tree
-    return jax.tree.map(lambda g: jax.lax.with_sharding_constraint(g, spread(g)), tree)
+    return jax.tree.map(lambda g: mesh.lie(g, spread(g)), tree)

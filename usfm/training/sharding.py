@@ -103,6 +103,17 @@ def builder(make: Callable[..., Any], placed: Any) -> Callable[..., Any]:
     return jax.jit(make, out_shardings=out, compiler_options=options)
 
 
+def abstract_batch(
+    layout: Mapping[str, tuple[tuple[int, ...], type]], mesh: Mesh
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a global batch on the mesh, from slots.layout."""
+    sharding = NamedSharding(mesh, SLOTS)
+    return {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+        for name, (shape, dtype) in layout.items()
+    }
+
+
 def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This process's slots of a batch onto the mesh, as one global batch."""
     sharding = NamedSharding(mesh, SLOTS)
