@@ -83,6 +83,8 @@ def base() -> ConfigDict:
     config.train.seconds = 0.0  # instead of steps: a timed probe fixes their number
     config.train.slots = 32
     config.train.examples_per_slot = 4
+    # Parts that the images of each slot are taken in, one after the other: less memory, same step.
+    config.train.accumulate = 1
     config.train.seed = 0
     config.train.on_nonfinite = "stop"  # or 'skip_task'
     config.train.log_every = 50  # steps
@@ -229,6 +231,7 @@ def check(config: ConfigDict) -> None:
         ("train.seconds", 0.0, float("inf")),
         ("train.slots", 1, float("inf")),
         ("train.examples_per_slot", 1, float("inf")),
+        ("train.accumulate", 1, float("inf")),
         ("train.seed", 0, 2**32 - 1),
         ("train.log_every", 1, float("inf")),
         ("train.class_balance", 0.0, 0.999999),
@@ -281,7 +284,14 @@ def check(config: ConfigDict) -> None:
             re.compile(pattern)
         except (re.error, TypeError) as error:
             raise UserError(f"{field}: {pattern!r} is not a regex: {error}") from error
-    check_method(config.multitask, config.train.on_nonfinite == "skip_task")
+    if config.train.examples_per_slot % config.train.accumulate:
+        raise UserError(
+            f"train.accumulate={config.train.accumulate} does not divide "
+            f"train.examples_per_slot={config.train.examples_per_slot}: give a divisor"
+        )
+    check_method(
+        config.multitask, config.train.on_nonfinite == "skip_task", config.train.accumulate
+    )
 
 
 def _check_moe(model: ConfigDict) -> None:
@@ -303,9 +313,9 @@ def _check_moe(model: ConfigDict) -> None:
 # Fields that may differ when a run goes on: they change where and how fast, not what is learned,
 # or, as on_nonfinite, how it gets over a bad step.
 FREE = ("data.root", "data.tfds.data_dir", "data.cache_dir", "data.workers", "train.log_every",
-        "train.on_nonfinite", "evaluate.", "mesh.", "checkpoint.", "study.plans",
-        "study.partitions", "study.fractions", "study.seeds", "study.methods", "study.models",
-        "study.executor", "study.processes", "study.pack", "study.slurm")  # fmt: skip
+        "train.accumulate", "train.on_nonfinite", "evaluate.", "mesh.", "checkpoint.",
+        "study.plans", "study.partitions", "study.fractions", "study.seeds", "study.methods",
+        "study.models", "study.executor", "study.processes", "study.pack", "study.slurm")  # fmt: skip
 
 
 def begin(config: ConfigDict, workdir: pathlib.Path) -> None:

@@ -461,3 +461,38 @@ def test_products_by_group_and_norms_without_their_noise():
     a, b = (rows(separate(PARAMS, half, 2)[1], ones) for half in (first, second))
     np.testing.assert_allclose(norms[:, 2], [x @ y for x, y in zip(a, b, strict=True)], rtol=1e-4)
     assert np.isnan(norms[:, 4]).all()
+
+
+@pytest.mark.parametrize(
+    ("method", "parts", "functions", "static"),
+    [
+        ("sum", 2, NO_AUXILIARY, None),
+        ("sum", 4, NO_AUXILIARY, STATIC),
+        ("rlw", 2, FUNCTIONS, None),
+        ("imtl_l", 4, FUNCTIONS, STATIC),  # its weights follow the losses
+    ],
+)
+def test_a_batch_taken_in_parts_gives_the_same_answer(method, parts, functions, static):
+    """Not all images are valid, so the parts of a slot have different counts."""
+    weighting = chain.make(method, static=static)
+    whole = answered(weighting, "plain", functions=functions)
+    in_parts = answered(weighting, "plain", functions=functions, parts=parts)
+    assert_close(in_parts, whole, 2e-6)  # sums of float32 in another order
+
+
+def test_parts_are_encoded_once_where_no_weight_asks_for_a_loss():
+    def products(functions):
+        weighting = chain.make("sum")
+        step = compiled(
+            lambda params: (
+                multitask.answer(
+                    functions, params, BATCH, weighting.init(T), KEY, weighting=weighting, parts=2
+                ).grads
+            )
+        )
+        return step.lower(PARAMS).compile().as_text().count(" dot(")
+
+    # Three layers, a decoder and a head of each of two types, and twice as many backward, but for
+    # the images' and embeddings' own; the auxiliary loss asks for the layers' outputs first.
+    assert products(NO_AUXILIARY) == 19
+    assert products(FUNCTIONS) == 19 + 3

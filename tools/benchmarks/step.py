@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from tools.benchmarks import loop
 from tools.benchmarks.timing import Line, alternating, conditions, ratio
 from usfm import config as usfm_config
 from usfm.data.phantoms.catalogue import PHANTOMS
@@ -20,7 +21,7 @@ STEPS = 5  # of a round
 
 
 def measure() -> Iterator[Line]:
-    """Images a second of the whole compiled step, by how task gradients are combined."""
+    """The whole compiled step, by how task gradients are combined; then the loop around it."""
     config = usfm_config.debug(usfm_config.base())
     tasks = tuple(PHANTOMS[id].task for id in sorted(PHANTOMS))
     mesh = sharding.make_mesh(config.mesh)
@@ -49,6 +50,7 @@ def measure() -> Iterator[Line]:
             "ratio": None if name == plain else ratio(of_name, seconds[plain]),
             "conditions": stated,
         }
+    yield from loop.measure()
 
 
 def _stepper(

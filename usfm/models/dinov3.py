@@ -6,6 +6,7 @@ official checkpoints; the q, k and v projections are stored as one matrix.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -78,15 +79,44 @@ class Attention(nnx.Module):
             q, v = q + self.q_bias[...].astype(q.dtype), v + self.v_bias[...].astype(v.dtype)
         q, k, v = (a.reshape(*a.shape[:-1], self.heads, -1) for a in (q, k, v))
         q, k = rotate(q, *rope), rotate(k, *rope)
-        x = jax.lax.platform_dependent(q, k, v, cpu=_attend_cpu, default=_attend)
+        # By the platform that the program is for, which need not be the one that traces it.
+        flash = {"cuda": _attend_cudnn} if _has_cudnn(q.dtype) else {}
+        x = jax.lax.platform_dependent(q, k, v, cpu=_attend_cpu, default=_attend, **flash)
         return self.out(x.reshape(*x.shape[:-2], -1))
 
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """softmax(q k' / sqrt(d)) v for [B, N, heads, d]; on a GPU, in half precision, by cuDNN."""
-    # Asked for by name, for JAX does not choose it; and only where there is one, for it looks.
-    flash = jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16)
-    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if flash else None)
+    """softmax(q k' / sqrt(d)) v for [B, N, heads, d]."""
+    return jax.nn.dot_product_attention(q, k, v, implementation="xla")
+
+
+def _attend_cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """The same by cuDNN's fused kernel, which JAX does not choose by itself.
+
+    JAX 0.10 refuses odd numbers of tokens in training (it takes a bias that is not there for one),
+    and ours are odd for any even number of patches. So one more token is added and masked.
+    """
+    tokens = q.shape[1]
+    if tokens % 2 == 0:
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    q, k, v = (jnp.pad(a, ((0, 0), (0, 1), (0, 0), (0, 0))) for a in (q, k, v))
+    # All the same, but to be seen to come from q: under vmap JAX reshapes them as it does q.
+    lengths = jnp.where(jnp.isnan(q[:, 0, 0, 0]), tokens, tokens).astype(jnp.int32)
+    x = jax.nn.dot_product_attention(
+        q, k, v, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation="cudnn"
+    )
+    return x[:, :tokens]
+
+
+@functools.cache
+def _has_cudnn(dtype: jnp.dtype) -> bool:
+    """Whether cuDNN is there to attend in a type, which JAX looks for when it traces a call."""
+    shape = jax.ShapeDtypeStruct((1, 64, 1, 64), dtype)
+    try:
+        jax.eval_shape(_attend_cudnn, shape, shape, shape)
+    except (RuntimeError, NotImplementedError, ValueError):  # not found; or float32, which it lacks
+        return False
+    return True
 
 
 def _attend_cpu(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

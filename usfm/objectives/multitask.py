@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from usfm.objectives import chain, graddrop
+from usfm.objectives.accumulation import accumulated
 from usfm.objectives.functions import Batch, Functions, Params, merge_slots, slot_losses
 from usfm.objectives.gramian import Groups, gramian
 from usfm.objectives.task_gradients import (
@@ -89,6 +90,7 @@ def answer(
     weighting: Weighting = SUM,
     engine: str = "plain",
     at_once: int = 1,
+    parts: int = 1,
     skip_nonfinite: bool = False,
     layer: Groups | None = None,
     halves: bool = False,
@@ -114,6 +116,7 @@ def answer(
             (likewise, but only some slots at once keep what a backward pass needs) or "stream" (for
             GradDrop: slots one after the other, nothing kept but two sums).
         at_once: how many, for stack_map.
+        parts: that a batch is taken in one after the other, for "plain" (accumulation.py).
         skip_nonfinite: leave tasks out whose loss or gradient is not finite (with stack, stack_map
             and stream).
         layer: what belongs to the layer, for "layer".
@@ -125,13 +128,19 @@ def answer(
     def weigh(
         losses: jax.Array, present: jax.Array, products: jax.Array | None
     ) -> tuple[jax.Array, State]:
-        ones = present.astype(jnp.float32)
+        ones = present.astype(losses.dtype)
         losses = jax.lax.stop_gradient(jnp.where(present, losses, 0))
         signal = Signal(losses, present, products, ones, method_key)
         signal, new = weighting.update(signal, state)
         return signal.weights, new
 
     match engine:
+        case "plain" if parts > 1:
+            losses, present, weights, grads, new, aux = accumulated(
+                functions, params, batch, keys, parts, weighting, weigh
+            )
+            left_out = jnp.zeros_like(present)
+            return Answer(losses, present, left_out, weights, grads, None, new, aux)
         case "plain" | "layer":
             layer = layer if engine == "layer" else None
             return _joint(functions, params, batch, keys, weighting, weigh, layer)

@@ -55,8 +55,13 @@ def _static(text: str, tasks: Sequence[str]) -> np.ndarray:
     return np.array(list(weights.values()), np.float32)
 
 
-def check(config: ConfigDict, skip_nonfinite: bool) -> None:
+def check(config: ConfigDict, skip_nonfinite: bool, accumulate: int = 1) -> None:
     """Finds what is wrong with a run's `multitask` before its tasks are known.
+
+    Args:
+        config: the run's `multitask`.
+        skip_nonfinite: whether tasks that are not finite are left out.
+        accumulate: the run's train.accumulate.
 
     Raises:
         UserError: one line that names the field and what to write there.
@@ -74,6 +79,25 @@ def check(config: ConfigDict, skip_nonfinite: bool) -> None:
     engines.check_engine(
         config.engine, config.method, needs, skip_nonfinite=skip_nonfinite, record=config.record
     )
+    engine = usual_engine(config, skip_nonfinite)
+    if accumulate > 1 and engine != "plain":
+        raise UserError(
+            f"train.accumulate={accumulate} serves the plain engine, and this run's is {engine}: "
+            "leave it at 1; multitask.engine=stack_map holds the activations of multitask.at_once "
+            "slots alone"
+        )
+
+
+def usual_engine(config: ConfigDict, skip_nonfinite: bool) -> str:
+    """The engine of a run; where it is to be chosen, the first that can serve.
+
+    Args:
+        config: the run's `multitask`.
+        skip_nonfinite: whether tasks that are not finite are left out.
+    """
+    needs = chain.make(config.method).needs
+    usual = engines.allowed(needs, skip_nonfinite, config.record)[0]
+    return usual if config.engine == "auto" else config.engine
 
 
 def layer_of(params: Params, pattern: str, layers: Layers) -> Groups:

@@ -14,9 +14,10 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from usfm import mesh as meshes
 from usfm.errors import UserError
 
-SLOTS = P(("data", "fsdp"))  # the leading axis of every array of a batch
+SLOTS = P(meshes.SLOTS)  # the leading axis of every array of a batch
 # (regex over the parameter's path, spec), the first match wins; what matches none is sharded over
 # fsdp along its largest divisible dimension. An axis that does not divide a dimension is left out.
 RULES: tuple[tuple[str, P], ...] = (
@@ -52,7 +53,20 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
 
 def slot_shards(mesh: Mesh) -> int:
     """How many shares the slots of a batch are split into."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+    return math.prod(mesh.shape[axis] for axis in meshes.SLOTS)
+
+
+def check_slots(slots: int, mesh: Mesh) -> None:
+    """Finds slots that the devices cannot share.
+
+    Raises:
+        UserError: their number is no multiple of the devices that share them.
+    """
+    if slots % slot_shards(mesh):
+        raise UserError(
+            f"train.slots={slots} cannot be shared by {slot_shards(mesh)} devices "
+            "(mesh.data x mesh.fsdp): give a multiple"
+        )
 
 
 def spec_of(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
@@ -148,4 +162,30 @@ def table(params: Any, mesh: Mesh) -> str:
     total = sum(leaf.size for leaf in jax.tree.leaves(params))
     shape = "x".join(str(size) for size in mesh.shape.values())
     head = f"{total:,} parameters on a mesh {shape} (data x fsdp x expert)"
-    return "\n".join([head, *lines])
+    return "\n".join([head, *lines, *_whole(params, mesh)])
+
+
+def _whole(params: Any, mesh: Mesh) -> list[str]:
+    """A warning of large parameters that every device has whole, though the mesh has fsdp."""
+    if mesh.shape["fsdp"] == 1:
+        return []
+    large = [
+        f"{path_name(path)} ({leaf.size * leaf.dtype.itemsize:,} B)"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        if leaf.size >= MIN_SIZE
+        and NamedSharding(mesh, spec_of(path_name(path), leaf.shape, mesh)).is_fully_replicated
+    ]
+    if not large:
+        return []
+    return [
+        "warning: large, and whole on every device, for mesh.fsdp="
+        f"{mesh.shape['fsdp']} divides none of their dimensions: {', '.join(large)}"
+    ]
+
+
+def bytes_on_a_device(tree: Any) -> int:
+    """What arrays, or shapes with shardings, take on each device."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )

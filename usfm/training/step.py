@@ -89,7 +89,7 @@ def make_step(
         trainable, rest = split(state.params, is_frozen)
         if own.class_weights is not None and "label" in batch:  # absent without such tasks
             batch["class_weight"] = own.class_weights[batch["task"][:, None], batch["label"]]
-        functions = _functions(
+        functions = functions_of(
             model, slots, lambda params: merge(hold(params, is_frozen), rest), router_loss
         )
         engine = method.engine_of(settings, weighting.needs, skip, functions, trainable, batch)
@@ -102,6 +102,7 @@ def make_step(
             weighting=weighting,
             engine=engine,
             at_once=settings.at_once,
+            parts=config.train.accumulate,
             skip_nonfinite=skip,
             layer=layer,
             halves=settings.record and batch["valid"].shape[1] % 2 == 0,
@@ -146,7 +147,7 @@ def make_step(
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
 
-def _functions(
+def functions_of(
     model: M2DINO,
     slots: Mapping[str, int],
     whole: Callable[[Params], Params],

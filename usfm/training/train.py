@@ -29,6 +29,7 @@ from usfm.training.checkpoint import Checkpoints, tasks_from_meta, tasks_to_meta
 from usfm.training.freeze import frozen, trained
 from usfm.training.inputs import Inputs, inputs_of
 from usfm.training.logs import Log, NonFiniteError
+from usfm.training.memory import compile_steps
 from usfm.training.method import RECORDED, weighting_of
 from usfm.training.program import Program, make_program
 from usfm.training.record import Record
@@ -95,11 +96,7 @@ def train(
     weighting_of(config.multitask, folder.tasks)  # what is wrong there is said before all work
     mesh = sharding.make_mesh(config.mesh)
     jax.set_mesh(mesh)
-    if config.train.slots % sharding.slot_shards(mesh):
-        raise UserError(
-            f"train.slots={config.train.slots} cannot be shared by {sharding.slot_shards(mesh)} "
-            "devices (mesh.data x mesh.fsdp): give a multiple"
-        )
+    sharding.check_slots(config.train.slots, mesh)
     inputs = inputs_of(config, folder, splits, store)
     own = sharding.place_everywhere(inputs.own, mesh)
     for line in inputs.shares():
@@ -115,13 +112,15 @@ def train(
         steps = config.train.steps
         program = program_of(config, folder.tasks, inputs.mix.slots, mesh)
         model, abstract, params = program.model, program.abstract, program.abstract.params
-        state = program.start(own.seed)
-        usfm_config.write(config, workdir / "config.json")
         say(sharding.table(params, mesh))
         say(trained(params, frozen(params, config.optimizer.freeze, model.layers)))
-        start = 0
+        start = newest or 0
+        # Before anything is begun: what does not fit is said here.
+        compiled = compile_steps(program, config, own, mesh) if start < steps else {}
+        state = program.start(own.seed)
+        usfm_config.write(config, workdir / "config.json")
         if newest is not None:
-            state, start = checkpoints.restore(newest, abstract), newest
+            state = checkpoints.restore(newest, abstract)
             say(f"going on from step {start} of {steps}")
         elif encoder is not None:
             state = started_from(state, abstract, encoder, model, config)
@@ -148,7 +147,7 @@ def train(
                 began = time.perf_counter()
                 batch = next(stream)
                 waited, images = time.perf_counter() - began, batch["valid"].size
-                step = program.step_at(done)
+                step = compiled[program.step_at(done)]
                 state, metrics = step(state, sharding.place_batch(batch, mesh), own)
                 del batch  # An exception would keep it, and the memory it shares with a worker.
                 stopping = bool(terminated)  # read once, for a signal comes at any moment
@@ -201,14 +200,16 @@ def _with_steps(
     # The number of steps only shapes the learning rate, not the program.
     config.train.steps = PROBE_STEPS
     program = make_program(config, tasks, inputs.mix.slots, mesh)
+    step = compile_steps(program, config, own, mesh)[program.recorded_step]
+    compiling = time.perf_counter() - began
     state = program.start(own.seed)
     batch = inputs.batches[0]
     assert batch is not None  # grain allows for filters, and there is none
     copies = _copies(state, PROBE_STEPS + 1)
-    seconds = [_timed(program.recorded_step, copy, batch, own, mesh) for copy in copies]
+    seconds = [_timed(step, copy, batch, own, mesh) for copy in copies]
     per_step = statistics.median(seconds[1:])
-    # The first one compiles, as the run will again.
-    left = config.train.seconds - (time.perf_counter() - began) - seconds[0]
+    # The run will compile again.
+    left = config.train.seconds - (time.perf_counter() - began) - compiling
     config.train.steps = max(1, int(left / per_step))
     say(
         f"a step takes {per_step:.3f} s: {config.train.steps} steps in "

@@ -1,0 +1,178 @@
+"""That a mesh of any sizes learns what one device learns, and what lies where on it."""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tools.compile_check import collectives
+from usfm import config as usfm_config
+from usfm.models import dinov3
+from usfm.models.dinov3 import Variant
+from usfm.objectives import chain, multitask
+from usfm.objectives.routing import RouterLoss
+from usfm.tasks import TYPES, Task
+from usfm.training import memory, sharding
+from usfm.training.program import make_program
+from usfm.training.step import Own, functions_of
+
+TASKS = (
+    Task("cls2", "classification", num_classes=2),
+    Task("cls3", "classification", num_classes=3, flip_ok=False),
+    Task("pts2", "regression", num_points=2),
+    Task("pts3", "regression", num_points=3),
+)
+# Types whose slots no mesh of eight can share evenly.
+SLOTS = {"classification": 3, "regression": 5}
+MESHES = ((8, 1, 1), (2, 4, 1), (1, 8, 1), (2, 2, 2))
+STEPS = 20
+# Three plain layers and a mixture of all experts.
+SMALL = Variant(64, 4, 2, 128, layer_scale=0.5)
+UP = "encoder/blocks/mlp/up/kernel"  # [3, 64, 128]
+EXPERTS = "encoder/moe_blocks/mlp/up/kernel"  # [1, 4, 64, 128]
+SHARDS = {  # of the two
+    (1, 1, 1): ((3, 64, 128), (1, 4, 64, 128)),
+    (8, 1, 1): ((3, 64, 128), (1, 4, 64, 128)),
+    (2, 4, 1): ((3, 64, 32), (1, 4, 16, 128)),
+    (1, 8, 1): ((3, 64, 16), (1, 4, 8, 128)),
+    (2, 2, 2): ((3, 64, 64), (1, 2, 32, 128)),
+}
+# One process makes what these tests share.
+pytestmark = pytest.mark.xdist_group("meshes")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small() -> Iterator[None]:
+    """A small encoder, of which all matrices are spread all the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(dinov3.VARIANTS, "small", SMALL)
+        patch.setattr(sharding, "MIN_SIZE", 2**10)
+        yield
+
+
+def make_config(**fields):
+    config = usfm_config.base()
+    small = {f"model.decoder_width.{kind}": 16 for kind in TYPES}
+    small |= {"model.variant": "small", "model.dtype": "float32", "model.moe.layers": (3,)}
+    small |= {"train.slots": 8, "train.examples_per_slot": 2, "data.image_size": 32,
+              "data.channels": 1, "train.steps": STEPS}  # fmt: skip
+    config.update_from_flattened_dict(small | fields)
+    return config
+
+
+def make_mesh(data: int, fsdp: int, expert: int) -> jax.sharding.Mesh:
+    sizes = {"data": data, "fsdp": fsdp, "expert": expert}
+    return sharding.make_mesh(sizes, jax.devices()[: data * fsdp * expert])
+
+
+def make_batch(step: int) -> dict[str, np.ndarray]:
+    """As the pipeline makes it: not all images valid, each step another mix."""
+    rng = np.random.default_rng(step)
+    return {
+        "image": rng.integers(0, 256, (8, 2, 32, 32, 1), np.uint8),
+        "task": np.array([0, 0, 1, 2, 3, 2, 2, 2 + step % 2], np.int32),
+        "row": np.zeros((8, 2), np.int32),
+        "valid": rng.uniform(size=(8, 2)) < 0.8,
+        "label": rng.integers(0, 2, (8, 2)).astype(np.int32),
+        "points": rng.uniform(0.3, 0.7, (8, 2, 3, 2)).astype(np.float32),
+        "points_valid": np.ones((8, 2, 3), bool),
+    }
+
+
+def named(tree: Any) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {sharding.path_name(path): leaf for path, leaf in leaves}
+
+
+def perturbed(shapes: Any, dtype: str) -> Any:
+    """Parameters far from their first values: of equal experts a router's gradient is rounding."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: (rng.standard_normal(leaf.shape) * leaf.shape[-1] ** -0.5).astype(dtype),
+        shapes,
+    )
+
+
+def program_on(mesh: jax.sharding.Mesh, **fields):
+    return make_program(make_config(**fields), TASKS, SLOTS, mesh)
+
+
+def gradients(sizes: tuple[int, int, int]) -> Any:
+    """The gradient of the summed losses, routers' included, in float64."""
+    mesh = make_mesh(*sizes)
+    with jax.enable_x64(True), jax.set_mesh(mesh):
+        model = program_on(mesh, **{"model.dtype": "float64"}).model
+        params = perturbed(jax.eval_shape(model.init, jax.random.key(0)), "float64")
+        params = jax.device_put(params, sharding.shardings(params, mesh))
+        batch = make_batch(0)
+        image = np.random.default_rng(0).standard_normal((8, 2, 32, 32, 3))
+        batch |= {"image": image, "points": batch["points"].astype(np.float64)}
+        functions = functions_of(model, SLOTS, lambda params: params, RouterLoss(0.01, 0.001))
+
+        @functools.partial(jax.jit, out_shardings=sharding.shardings(params, mesh))
+        def gradient(params, batch):
+            weighting, key = chain.make("sum"), jax.random.key(1)
+            return multitask.answer(
+                functions, params, batch, weighting.init(4), key, weighting=weighting
+            ).grads
+
+        return gradient(params, sharding.place_batch(batch, mesh))
+
+
+@pytest.fixture(scope="module")
+def exact():
+    return jax.device_get(named(gradients((1, 1, 1))))
+
+
+@pytest.mark.parametrize("sizes", MESHES, ids=str)
+def test_gradients_are_those_of_one_device_to_ten_digits(exact, sizes):
+    found = named(gradients(sizes))
+    for name, shape in zip((UP, EXPERTS), SHARDS[sizes], strict=True):
+        assert {shard.data.shape for shard in found[name].addressable_shards} == {shape}
+    for name, theirs in exact.items():
+        assert found[name].dtype == np.float64
+        difference = np.linalg.norm(np.asarray(found[name]) - theirs)
+        assert difference <= 1e-10 * np.linalg.norm(theirs), name
+    assert np.linalg.norm(exact["encoder/moe_blocks/mlp/router/kernel"]) > 0
+
+
+def twenty_steps(sizes: tuple[int, int, int]) -> tuple[dict[str, Any], Any]:
+    """All parameters after so many steps of the whole program, and the program's text."""
+    mesh = make_mesh(*sizes)
+    with jax.set_mesh(mesh):
+        program = program_on(mesh)
+        own = sharding.place_everywhere(Own(np.uint32(0)), mesh)
+        step = memory.compile_step(program.step, program, make_config(), own, mesh)
+        state = program.start(own.seed)
+        params = perturbed(program.abstract.params, "float32")
+        params = jax.device_put(params, sharding.shardings(params, mesh))
+        state = jax.tree_util.tree_map(lambda a: a, state)
+        state = type(state)(state.step, params, state.opt_state, state.multitask,
+                            jax.tree.map(jnp.copy, params))  # fmt: skip
+        for number in range(STEPS):
+            state, metrics = step(state, sharding.place_batch(make_batch(number), mesh), own)
+            assert metrics["ok"]
+        assert named(state.params)[UP].sharding.shard_shape((3, 64, 128)) == SHARDS[sizes][0]
+        return jax.device_get(named(state.params)), step.as_text()
+
+
+@pytest.fixture(scope="module")
+def trained_on_one():
+    return twenty_steps((1, 1, 1))[0]
+
+
+@pytest.mark.parametrize("sizes", MESHES, ids=str)
+def test_twenty_steps_end_where_those_of_one_device_do(trained_on_one, sizes):
+    found, text = twenty_steps(sizes)
+    for name, theirs in trained_on_one.items():
+        difference = np.linalg.norm(found[name] - theirs)
+        assert difference <= 1e-5 * np.linalg.norm(theirs), name
+    # FSDP gathers parameters, and no activations: what is gathered is no larger than a parameter.
+    largest = max(leaf.size for leaf in trained_on_one.values()) * 4
+    gathered = [one for one in collectives(text) if one.kind == "all-gather"]
+    assert bool(gathered) == (sizes[1] > 1)
+    assert all(one.size <= largest for one in gathered)
