@@ -148,7 +148,7 @@ def main() -> None:
         compiled = memory.compile_step(program.recorded_step, program, config, own, mesh)
     print(sharding.table(program.abstract.params, mesh))
     print(f"\na step takes {memory.memory_of(compiled)} on each device\n")
-    print(table(list(collectives(compiled.as_text()))))
+    print(table(list(collectives(str(compiled.as_text())))))
 
 
 if __name__ == "__main__":

@@ -490,7 +490,7 @@ def test_parts_are_encoded_once_where_no_weight_asks_for_a_loss():
                 ).grads
             )
         )
-        return step.lower(PARAMS).compile().as_text().count(" dot(")
+        return str(step.lower(PARAMS).compile().as_text()).count(" dot(")
 
     # Three layers, a decoder and a head of each of two types, and twice as many backward, but for
     # the images' and embeddings' own; the auxiliary loss asks for the layers' outputs first.

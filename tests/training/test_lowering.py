@@ -2,6 +2,7 @@
 
 import importlib.util
 import pathlib
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +67,9 @@ def test_the_step_of_fm_uia_lowers_for_tpus_and_gpus(accelerator, experts):
     with jax.set_mesh(mesh):
         texts = {
             platform: jax.export.export(
-                program.step, platforms=[platform], disabled_checks=unchecked
+                cast(jax.stages.Wrapped, program.step),
+                platforms=[platform],
+                disabled_checks=unchecked,
             )(*arguments).mlir_module()
             for platform in ("tpu", "cuda")
         }

@@ -73,7 +73,7 @@ def test_what_a_tiny_state_takes_is_what_its_shapes_say():
     mesh = sharding.make_mesh({"data": 1, "fsdp": 8, "expert": 1})
     program = make_program(config, SOME, {}, mesh)
     state = program.start(np.uint32(0))
-    taken = {device: 0 for device in mesh.devices.flat}
+    taken = dict.fromkeys(mesh.devices.flat, 0)
     for leaf in jax.tree.leaves(state):
         for shard in leaf.addressable_shards:
             taken[shard.device] += shard.data.nbytes

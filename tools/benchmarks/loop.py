@@ -108,7 +108,8 @@ def _case(name: str, case: Case, config: ConfigDict, scratch: pathlib.Path) -> I
     yield _line(bare_name, round(rate["bare"], 2), "images/s", None, None, stated)
     yield _line(f"step/{name}/loop", round(rate["loop"], 2), "images/s", bare_name,
                 round(float(of_bare), 3), stated)  # fmt: skip
-    yield _line(f"step/{name}/loop/more", round(1e3 * float(more), 3), "ms", bare_name, None, stated)
+    more_ms = round(1e3 * float(more), 3)
+    yield _line(f"step/{name}/loop/more", more_ms, "ms", bare_name, None, stated)
 
 
 def _line(

@@ -160,11 +160,9 @@ def layout(
     }
     unused = {name for type_ in TYPES for name in LABELS[type_]}
     unused -= {name for task in tasks for name in LABELS[task.type]}
-    return {"task": ((slots,), np.int32)} | {
-        name: ((slots, images, *shape), dtype)
-        for name, (shape, dtype) in entries.items()
-        if name not in unused
-    }
+    used = {name: of for name, of in entries.items() if name not in unused}
+    arrays = {name: ((slots, images, *shape), dtype) for name, (shape, dtype) in used.items()}
+    return {**arrays, "task": ((slots,), np.int32)}
 
 
 def _allocate(

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 from jax.stages import Compiled
@@ -69,7 +69,8 @@ def compile_step(
     size = (config.data.image_size, config.data.image_size)
     shapes = layout(program.model.tasks, config.train.slots, config.train.examples_per_slot, size,
                     config.data.channels)  # fmt: skip
-    lowered = step.lower(program.abstract, sharding.abstract_batch(shapes, mesh), own)
+    jitted = cast(jax.stages.Wrapped, step)
+    lowered = jitted.lower(program.abstract, sharding.abstract_batch(shapes, mesh), own)
     try:
         return lowered.compile()
     except jax.errors.JaxRuntimeError as error:
