@@ -1,5 +1,6 @@
 """That a mesh of any sizes learns what one device learns, and what lies where on it."""
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -143,12 +144,11 @@ def twenty_steps(sizes: tuple[int, int, int]) -> tuple[dict[str, Any], Any]:
         program = program_on(mesh)
         own = sharding.place_everywhere(Own(np.uint32(0)), mesh)
         step = memory.compile_step(program.step, program, make_config(), own, mesh)
-        state = program.start(own.seed)
         params = perturbed(program.abstract.params, "float32")
         params = jax.device_put(params, sharding.shardings(params, mesh))
-        state = jax.tree_util.tree_map(lambda a: a, state)
-        state = type(state)(state.step, params, state.opt_state, state.multitask,
-                            jax.tree.map(jnp.copy, params))  # fmt: skip
+        state = dataclasses.replace(
+            program.start(own.seed), params=params, ema=jax.tree.map(jnp.copy, params)
+        )
         for number in range(STEPS):
             state, metrics = step(state, sharding.place_batch(make_batch(number), mesh), own)
             assert metrics["ok"]

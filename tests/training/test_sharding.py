@@ -210,9 +210,9 @@ def test_parameters_moments_and_averages_are_sharded_over_fsdp(data, fsdp, shard
 
 def test_small_or_indivisible_arrays_are_whole_on_every_device():
     mesh = make_mesh(1, 8)
-    big = math.ceil(math.sqrt(sharding.MIN_SIZE))
-    assert sharding.spec_of("a/kernel", (big + 8 - big % 8, big), mesh) == P("fsdp")
-    assert sharding.spec_of("a/kernel", (big + 8 - big % 8, 2 * big), mesh) == P(None, "fsdp")
+    big = 8 * math.ceil(math.sqrt(sharding.MIN_SIZE) / 8)
+    assert sharding.spec_of("a/kernel", (big + 8, big), mesh) == P("fsdp")
+    assert sharding.spec_of("a/kernel", (big + 8, 2 * big), mesh) == P(None, "fsdp")
     assert sharding.spec_of("a/kernel", (8, 8), mesh) == P()
     assert sharding.spec_of("a/kernel", (1001, 1001), mesh) == P()
     assert sharding.spec_of("a/kernel", (1024, 1024), make_mesh(8, 1)) == P()

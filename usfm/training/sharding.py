@@ -26,7 +26,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"moe_blocks/mlp/(gate|up|down)/bias$", P(None, "expert")),
 )
 # Smaller arrays are replicated: gathering them costs more than they take.
-MIN_SIZE = 2**14
+MIN_SIZE = 2**13
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
