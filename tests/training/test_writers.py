@@ -32,10 +32,25 @@ def test_tensorboard_is_told_numbers_by_step_and_where_a_start_goes_on_from(tmp_
     found = {value.tag: (event.step, value.simple_value)
              for event in events_of(tmp_path) for value in event.summary.value}  # fmt: skip
     assert found == {"loss/a": (3, 0.5), "routing/a/0": (3, 0.25), "routing/a/1": (3, 0.75)}
-    TensorBoard(tmp_path, 2).close()
-    # TensorBoard drops what was written before of this step and later ones.
+    again = TensorBoard(tmp_path, 2)
+    again.write(LINE)
+    again.close()
+    # TensorBoard drops what was written before of these steps and later ones.
     starts = [event for event in events_of(tmp_path) if event.HasField("session_log")]
-    assert [event.step for event in starts] == [3]
+    assert [event.step for event in starts] == [1, 3]
+
+
+def test_tensorboard_that_cannot_be_written_is_told_once_and_tried_again(tmp_path, capsys):
+    directory = tmp_path / "tensorboard"
+    directory.write_text("a file is in the way")
+    writer = TensorBoard(directory, 0)
+    writer.write(LINE)
+    writer.write(LINE)
+    assert capsys.readouterr().err.count("tensorboard cannot be written") == 1
+    directory.unlink()
+    writer.write(LINE)
+    writer.close()
+    assert [event.step for event in events_of(directory) if event.summary.value] == [3]
 
 
 @pytest.fixture

@@ -151,7 +151,7 @@ class TensorBoard:
         try:
             if self._file is None:
                 self._directory.mkdir(parents=True, exist_ok=True)
-                self._file = EventsWriter(str(self._directory / "events"), f".{line['step']}")
+                self._file = EventsWriter(str(self._directory / "events"), f".{time.time_ns()}")
                 self._file.write_event(self._begin)
             self._file.write_event(event)
             self._file.flush()
