@@ -29,7 +29,7 @@ def test_written_submission_scores_the_same(folder, guesses, tmp_path):
     for task in folder.tasks:
         ours, theirs = (report["tasks"][task.id] for report in (written, read))
         assert ours["undefined"] == theirs["undefined"]
-        for metric in METRICS[task.type]:
+        for metric in set(METRICS[task.type]) - set(ours["undefined"]):
             assert theirs[metric] == pytest.approx(ours[metric], rel=1e-6)
 
 
