@@ -3,6 +3,7 @@
 # make test-long    the tests that take minutes each, which make test leaves out
 # make lint         style, formatting and types
 # make bench        timings, one JSON line each; NAMES="model step" says which
+# make docs         the documentation as pages: site/index.html
 # make setup        only make .venv from requirements.lock; the others do so where it is needed
 # make clean        remove .venv, what quickstart made, and the caches of the tools
 #
@@ -15,7 +16,7 @@ RUN = .venv/bin/python
 KEEP = GLIBC_TUNABLES=glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=68719476736
 SHOW = [ -t 1 ] && { [ "$$DISPLAY$$WAYLAND_DISPLAY" ] || [ "$$(uname)" = Darwin ]; }
 
-.PHONY: quickstart test test-long lint bench setup clean
+.PHONY: quickstart test test-long lint bench docs setup clean
 
 quickstart: setup
 	@$(RUN) tools/make_phantoms.py runs/phantoms --rows 100 --seed 0
@@ -37,6 +38,10 @@ lint: setup
 bench: setup
 	@$(KEEP) $(RUN) tools/benchmark.py $(NAMES)
 
+docs: setup
+	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet
+	@echo "documentation: site/index.html"
+
 setup: .venv/complete
 
 # Newer than the lock once all of it is installed.
@@ -57,5 +62,5 @@ setup: .venv/complete
 	@touch $@
 
 clean:
-	rm -rf .venv runs/phantoms runs/quickstart runs/cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv site runs/phantoms runs/quickstart runs/cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
