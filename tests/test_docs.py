@@ -90,8 +90,7 @@ def test_links_between_files_lead_somewhere(page):
     here = (ROOT / page).parent
     links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", TEXTS[page])
     local = [link for link in links if not re.match(r"\w+:", link)]
-    generated = {"config.md"}
-    assert [link for link in local if link not in generated and not (here / link).exists()] == []
+    assert [link for link in local if not (here / link).exists()] == []
 
 
 def commands(text: str) -> Iterator[tuple[str, str]]:
@@ -185,6 +184,7 @@ def test_the_notebook_runs_and_shows_what_it_promises(tmp_path, session_dir, mon
     changes = {
         "data.cache_dir": str(session_dir / "stores"),
         "data.image_size": 32,
+        "data.augment": 0.0,
         "model.decoder_width": dict.fromkeys(TYPES, 8),
         "train.steps": 4,
         "train.slots": 2,
@@ -196,14 +196,14 @@ def test_the_notebook_runs_and_shows_what_it_promises(tmp_path, session_dir, mon
     )
     client = NotebookClient(
         notebook,
-        timeout=300,
+        timeout=1200,
         kernel_name="python3",
         resources={"metadata": {"path": NOTEBOOK.parent}},
     )
     client.execute()
     shown = json.dumps(notebook)
     assert "trivial" in shown
-    assert "lesion {'dsc'" in shown
+    assert re.search(r"lesion \{[^}]*'dsc': ", shown)
     assert "8 rows answered" in shown  # four new images, two tasks
     assert notebook.cells[-2].outputs[0].data["image/png"]
     assert (tmp_path / "run/report.html").exists()

@@ -1,6 +1,6 @@
-"""Makes the page of all config fields, config.md, from usfm/config.py and its comments.
+"""Fills docs/config.md with all fields, from usfm/config.py and its comments.
 
-mkdocs.yml names this file as a hook; the page is built with the others, and kept nowhere else.
+mkdocs.yml names this file as a hook: the tables are made when pages are built, and kept nowhere.
 """
 
 import ast
@@ -10,23 +10,14 @@ import operator
 import pathlib
 import sys
 import tokenize
+from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
 
 from usfm import config as usfm_config
 
 SOURCE = pathlib.Path(usfm_config.__file__)
-HEAD = """# Every field
-
-Any field is set on the command line, after `--config=FILE`: `--config.train.steps=500`; a tuple as
-`"(0.1, 1.0)"`, a mapping as `"{'my_task': 0.5}"`. A wrong name or type is an error that suggests
-the right one. `.venv/bin/python tools/print_config.py configs/NAME.py` prints the fields of an
-experiment with what it changes. This page is made from the comments of `usfm/config.py`; its
-defaults are those of `configs/fm_uia.py`.
-"""
+PLACE = "<!-- fields -->"
 # What would be markup in a table of Markdown.
 ESCAPED = {ord(sign): f"&#{ord(sign)};" for sign in "<>&*|"}
 
@@ -57,12 +48,12 @@ def meanings(source: str) -> dict[str, str]:
     return found
 
 
-def page() -> str:
-    """The page in Markdown: a table for each group of fields at the top, in the file's order."""
+def tables() -> str:
+    """A table in Markdown for each group of fields at the top, in the file's order."""
     values = usfm_config.to_dict(usfm_config.study(usfm_config.base()))
     said = meanings(SOURCE.read_text(encoding="utf-8"))
     groups = {name.rpartition(".")[0] for name in said}
-    lines, room = [HEAD], None
+    lines, room = [], None
     for name, meaning in said.items():
         if name in groups and not meaning:
             continue
@@ -72,10 +63,9 @@ def page() -> str:
         default = functools.reduce(operator.getitem, name.split("."), values)
         shown = "" if name in groups else f"`{default!r}`"
         lines.append(f"| `{name}` | {shown} | {meaning.translate(ESCAPED)} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
-def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the page; mkdocs calls this."""
-    files.append(File.generated(config, "config.md", content=page()))
-    return files
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Puts the tables in their place; mkdocs calls this for each page."""
+    return markdown.replace(PLACE, tables()) if PLACE in markdown else markdown
