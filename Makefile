@@ -40,7 +40,7 @@ bench: setup
 
 docs: setup
 	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet
-	@echo "documentation: site/index.html"
+	@echo "site/index.html; with search: $(RUN) -m http.server --directory site"
 
 setup: .venv/complete
 

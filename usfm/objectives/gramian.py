@@ -47,7 +47,7 @@ def gramian(
         gradients: of S slots.
         functions: whose slots they are.
         groups: None = one group of all.
-        scale: like the parameters: <g_i, scale * g_j>; None = 1.
+        scale: like the parameters: g_i . (scale * g_j); None = 1.
     """
     slots, count = gradients.sums.shape[0], len(groups.names) if groups else 1
     parts = list(_parts(gradients, functions, groups, scale))

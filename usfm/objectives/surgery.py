@@ -1,6 +1,6 @@
 """Gradient surgery: task weights as pure functions of the Gramian of task gradients.
 
-All methods here need the gradients only through G[i, j] = <g_i, g_j>; the update is
+All methods here need the gradients only through G[i, j] = g_i . g_j; the update is
 d = sum_i w_i g_i. Tasks that are absent from a step are masked out, never passed as zeros: the
 weights of the others are those that the method gives them alone.
 """

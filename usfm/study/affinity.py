@@ -21,7 +21,7 @@ class Affinity:
     Attributes:
         tasks: ids.
         steps: int [T, T], in which both tasks were present.
-        product, product_interval: float [T, T] of <g_i, g_j>.
+        product, product_interval: float [T, T] of g_i . g_j.
         square_norm: float [T] of |E g_i|^2, unbiased where halves of slots were recorded.
         cosine: float [T, T] of the mean gradients; NaN where a norm is not known to be above 0.
         lookahead, lookahead_interval: float [T, T] of lr G_ij / L_j, what a step along task i takes
