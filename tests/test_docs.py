@@ -114,9 +114,9 @@ def test_command_lines_have_files_and_flags_that_exist(page):
         assert (ROOT / file).is_file(), file
         given = re.findall(r"(?<!\S)--(\w+)(?![\w.])", arguments)
         assert set(given) <= flags_of(file) | {"help"}, (file, arguments)
-    experiments = re.findall(r"--config=([\w/.]+\.py)", TEXTS[page])
-    assert [path for path in experiments if path[0] == "c" and "NAME" not in path
-            and not (ROOT / path).is_file()] == []  # fmt: skip
+    experiments = re.findall(r"--config=(configs/\w+\.py)", TEXTS[page])
+    named = [path for path in experiments if path != "configs/NAME.py"]
+    assert [path for path in named if not (ROOT / path).is_file()] == []
     modes = re.findall(r"--mode=(\w+)", TEXTS[page])
     assert [mode for mode in modes if mode not in (*main.MODES, "MODE")] == []
 
@@ -124,7 +124,7 @@ def test_command_lines_have_files_and_flags_that_exist(page):
 @each_page
 def test_config_fields_that_are_named_exist(page):
     fields = command._fields()
-    groups = {name.rpartition(".")[0] for name in fields} | {name.split(".")[0] for name in fields}
+    groups = {name[: dot.start()] for name in fields for dot in re.finditer(r"\.", name)}
     known = {*fields, *groups, "FIELD", "a.b"}
     flags = re.findall(r"--config\.([\w.]*\w)", TEXTS[page])
     assert [name for name in flags if name not in known] == []
@@ -146,7 +146,9 @@ def texts_of(source: pathlib.Path) -> Iterator[str]:
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.value
         elif isinstance(node, ast.JoinedStr):
-            yield "".join(v.value if isinstance(v, ast.Constant) else "…" for v in node.values)
+            yield "".join(
+                str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values
+            )
 
 
 def test_every_error_in_the_pages_is_said_by_the_program():
@@ -159,22 +161,25 @@ def test_every_error_in_the_pages_is_said_by_the_program():
         assert any(parts.search(text) for text in said), message
 
 
-def cells(kind: str) -> list[str]:
+def opened() -> nbformat.NotebookNode:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    return [cell.source for cell in notebook.cells if cell.cell_type == kind]
+    assert isinstance(notebook, nbformat.NotebookNode)
+    return notebook
+
+
+def code_cells() -> list[nbformat.NotebookNode]:
+    return [cell for cell in opened().cells if cell.cell_type == "code"]
 
 
 def test_the_notebook_is_kept_without_outputs():
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert [cell for cell in code if cell.outputs or cell.execution_count] == []
+    assert [cell for cell in code_cells() if cell.outputs or cell.execution_count] == []
 
 
 def test_the_notebook_and_the_tutorial_write_the_same_folder():
     page = re.findall(r"```python\n(.*?)```", TEXTS["docs/tutorial.md"], re.DOTALL)
     written = page[-1].partition('my_data")\n\n')[2].strip()
     assert len(written) > 500
-    assert sum(written in cell for cell in cells("code")) == 1
+    assert sum(written in cell.source for cell in code_cells()) == 1
 
 
 def test_the_notebook_runs_and_shows_what_it_promises(tmp_path, session_dir, monkeypatch):
@@ -189,7 +194,7 @@ def test_the_notebook_runs_and_shows_what_it_promises(tmp_path, session_dir, mon
         "train.steps": 4,
         "train.slots": 2,
     }
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    notebook = opened()
     (settings,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", ())]
     settings.source = (
         f"work = pathlib.Path({str(tmp_path)!r})\nnumber_of_images = 24\nchanges = {changes!r}"
