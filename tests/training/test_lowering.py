@@ -58,7 +58,7 @@ def made(config, tasks):
     return program, (state, batch, Own(np.uint32(0))), mesh
 
 
-@pytest.mark.parametrize("experts", [0, 4])
+@pytest.mark.parametrize("experts", [4, pytest.param(0, marks=pytest.mark.long)])
 def test_the_step_of_fm_uia_lowers_for_tpus_and_gpus(accelerator, experts):
     config = experiment(**{"model.moe.experts": experts})
     assert (config.model.variant, config.model.dtype) == ("vits16", "bfloat16")

@@ -161,7 +161,11 @@ def trained_on_one():
     return twenty_steps((1, 1, 1))[0]
 
 
-@pytest.mark.parametrize("sizes", MESHES, ids=str)
+@pytest.mark.parametrize(
+    "sizes",
+    [pytest.param(sizes, marks=() if sizes[1] in (8, 2) else pytest.mark.long) for sizes in MESHES],
+    ids=str,
+)
 def test_twenty_steps_end_where_those_of_one_device_do(trained_on_one, sizes):
     found, text = twenty_steps(sizes)
     for name, theirs in trained_on_one.items():
