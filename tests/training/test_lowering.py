@@ -30,9 +30,7 @@ def accelerator(monkeypatch):
     monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91100)
     monkeypatch.setattr(cudnn, "check_compute_capability", lambda capability: True)
     monkeypatch.setattr(cudnn, "is_cuda_compute_capability_equal", lambda capability: False)
-    dinov3._has_cudnn.cache_clear()
-    yield
-    dinov3._has_cudnn.cache_clear()
+    monkeypatch.setattr(dinov3, "_has_cudnn", lambda dtype: dtype == jnp.bfloat16)
 
 
 def experiment(**fields):
@@ -79,7 +77,7 @@ def test_the_step_of_fm_uia_lowers_for_tpus_and_gpus(accelerator, experts):
 
 
 def test_a_step_in_bfloat16_is_that_in_float32_but_for_rounding():
-    tasks = tuple(TASKS[name] for name in ("FUGC", "breast_2cls"))
+    tasks = tuple(TASKS[name] for name in ("breast_2cls", "breast_3cls"))
     losses = {}
     for dtype in ("float32", "bfloat16"):
         config = usfm_config.debug(experiment())
@@ -91,7 +89,7 @@ def test_a_step_in_bfloat16_is_that_in_float32_but_for_rounding():
         rng = np.random.default_rng(0)
         batch = {name: rng.uniform(0.2, 1.9, a.shape).astype(a.dtype) for name, a in shapes.items()}
         batch["image"] = rng.integers(0, 256, batch["image"].shape, np.uint8)
-        batch["task"] = np.array([1, 0], np.int32)  # ordered by type
+        batch["task"] = np.array([1, 0], np.int32)
         with jax.set_mesh(mesh):
             state = program.start(own.seed)
             state, metrics = program.step(state, sharding.place_batch(batch, mesh), own)
