@@ -53,7 +53,7 @@ def run_train(config: ConfigDict, workdir: pathlib.Path) -> None:
 def _train(config: ConfigDict, workdir: pathlib.Path) -> None:
     goodput.note(workdir, "begin")
     _check_shared(workdir)
-    folder = processes.in_turn(lambda: open_folder(config, workdir))
+    folder = _open_folder(config, workdir)
     splits = processes.in_turn(
         lambda: open_splits(config, folder, workdir if processes.is_first() else None)
     )
@@ -66,12 +66,12 @@ def _train(config: ConfigDict, workdir: pathlib.Path) -> None:
         if processes.is_first():
             write_atomically(before, json.dumps(untrained.report, indent=2).encode())
     train(config, workdir, folder, splits, score=_selection(config, folder, splits))
-    gone = [str(root) for root in folder.roots if not root.exists()]
+    gone = processes.agreed([str(root) for root in folder.roots if not root.exists()])
     if not config.evaluate.after_training:
         pass
     elif not any(rows.values()):
         say(f"part '{config.evaluate.part}' has no labelled row: not scored")
-    elif processes.agreed(gone):
+    elif gone:
         say(f"{', '.join(gone)} is gone: not scored; run --mode=evaluate when it is back")
     else:
         run_evaluate(usfm_config.read(workdir / "config.json"), workdir)
@@ -90,7 +90,7 @@ def run_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
             f"{trained.data.root}, or nothing of it"
         )
     predictor = _trained(config, workdir)
-    folder = processes.in_turn(lambda: open_folder(config, workdir))
+    folder = _open_folder(config, workdir)
     check_tasks(predictor.tasks, folder)
     part, floors = config.evaluate.part, {}
     if asked == known:
@@ -101,7 +101,7 @@ def run_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
         # predictor still knows the training rows only.
         splits, part = _all_in_one(folder), "all"
         if are_there(trained.data):
-            source = processes.in_turn(lambda: open_folder(trained, workdir))
+            source = _open_folder(trained, workdir)
             floors = _floors(source, open_splits(trained, source), trained.data)
     rows = rows_in(folder, splits, part)
     if not any(rows.values()):
@@ -190,6 +190,12 @@ MODES = {
     "study": run_study,
     "advise": advise,
 }
+
+
+def _open_folder(config: ConfigDict, workdir: pathlib.Path) -> Folder:
+    """Reads data.root, in process 0 first, which alone tells all faults."""
+    told = workdir if processes.is_first() else None
+    return processes.in_turn(lambda: open_folder(config, told))
 
 
 def _check_shared(workdir: pathlib.Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from usfm import config as usfm_config
 from usfm import modes
 from usfm.data.folder import read_folder
-from usfm.training import goodput, record, sharding
+from usfm.training import goodput, sharding
 from usfm.training.checkpoint import Checkpoints
 
 STEPS = 24
@@ -44,6 +44,11 @@ def two(run, session_dir):
         "--config.evaluate.batch_size=4",
         "--config.checkpoint.every_steps=12",
         "--config.watch.profile=3:4",
+        # What compiles fast.
+        "--config.multitask.method=sum",
+        "--config.multitask.engine=auto",
+        "--config.multitask.gramian_ema=0.0",
+        "--config.multitask.record=False",
         f"--coordinator=127.0.0.1:{port}",
         "--processes=2",
     ]
@@ -96,12 +101,6 @@ def test_process_0_alone_writes_and_speaks(two, one):
             assert our[name] == pytest.approx(their[name], rel=1e-4, abs=1e-4), name
     events = [event["event"] for event in goodput.read(workdir)]
     assert [events.count(what) for what in ("begin", "loop", "compiled", "evaluated")] == [1] * 4
-    np.testing.assert_allclose(
-        record.read(workdir / "gramians")["gramian"],
-        record.read(one / "gramians")["gramian"],
-        rtol=1e-3,
-        atol=1e-5,
-    )
     assert f"step {STEPS} of {STEPS}: loss " in errors
     assert "goodput " in errors
     assert output.count("breast_2cls") == 1  # in the table
@@ -115,12 +114,14 @@ def test_every_row_is_scored_once_and_the_scores_are_the_same(two, one):
     assert {task: of["n"] for task, of in ours["tasks"].items()} == SCORED
     assert ours["missing"] == []
     for task, of_task in theirs["tasks"].items():
-        assert ours["tasks"][task] == pytest.approx(of_task, rel=1e-6), task
-    assert {**ours, "tasks": 0} == {**theirs, "tasks": 0}
+        of_two = ours["tasks"][task]
+        assert of_two.pop("undefined") == of_task.pop("undefined")
+        assert of_two == pytest.approx(of_task, rel=1e-6), task
+    assert ours == {**theirs, "tasks": ours["tasks"]}
     rows = [list(csv.reader((of / "evaluation_rows.csv").open())) for of in (two[0], one)]
     assert [row[:-1] for row in rows[0]] == [row[:-1] for row in rows[1]]
-    values = [np.array([float(row[-1]) for row in of[1:]]) for of in rows]
-    np.testing.assert_allclose(*values, atol=1e-5)  # batches are of other sizes
+    our_values, their_values = ([float(row[-1]) for row in of[1:]] for of in rows)
+    assert our_values == pytest.approx(their_values, abs=1e-5)  # batches are of other sizes
 
 
 def test_one_store_is_built(two, session_dir):

@@ -18,10 +18,8 @@ from usfm.config import to_dict
 from usfm.errors import UserError
 
 Line = Mapping[str, Any]
-# Made at run time, so that type checkers do not know them.
-Event: Any = event_pb2.Event  # type: ignore
-SessionLog: Any = event_pb2.SessionLog  # type: ignore
-Summary: Any = summary_pb2.Summary  # type: ignore
+EVENT: Any = event_pb2  # classes made at run time, which type checkers do not know
+SUMMARY: Any = summary_pb2
 
 
 class Writer(Protocol):
@@ -140,14 +138,17 @@ class TensorBoard:
 
     def __init__(self, directory: pathlib.Path, start: int):
         self._directory = directory
-        self._begin = Event(session_log=SessionLog(status=SessionLog.START), step=start + 1)
+        self._begin = EVENT.Event(
+            session_log=EVENT.SessionLog(status=EVENT.SessionLog.START), step=start + 1
+        )
         self._file: EventsWriter | None = None
         self._lost = False
 
     def write(self, line: Line) -> None:
         """Writes its numbers; of lists (routing/TASK) each item is a curve."""
-        values = [Summary.Value(tag=n, simple_value=v) for n, v in scalars(line).items()]
-        event = Event(wall_time=time.time(), step=line["step"], summary=Summary(value=values))
+        values = [SUMMARY.Summary.Value(tag=n, simple_value=v) for n, v in scalars(line).items()]
+        summary = SUMMARY.Summary(value=values)
+        event = EVENT.Event(wall_time=time.time(), step=line["step"], summary=summary)
         try:
             if self._file is None:
                 self._directory.mkdir(parents=True, exist_ok=True)
