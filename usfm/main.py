@@ -22,7 +22,9 @@ from ml_collections import config_flags
 
 import usfm
 from usfm import command
+from usfm.errors import UserError
 
+ALONE = ("study", "advise")  # a study starts its own processes
 MODES = ("train", "evaluate", "predict", "study", "advise")
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -31,6 +33,12 @@ _CONFIG = config_flags.DEFINE_config_file(
 )  # fmt: skip
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run keeps all that it writes.")
 _MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "Of a run of several processes: HOST:PORT where process 0 listens. Not "
+    "needed on TPU pods, Slurm and under Open MPI, where the processes find each other.",
+)  # fmt: skip
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many there are; 1 = this one alone.")
+_PROCESS = flags.DEFINE_integer("process", None, "The number of this one, from 0.")
 _VERSION = flags.DEFINE_bool("version", False, "Print the version and stop.")
 
 
@@ -45,13 +53,21 @@ def main() -> None:
 
     logging.set_verbosity(logging.WARNING)  # orbax tells each of its moves
     from usfm import config as usfm_config
-    from usfm import modes
+    from usfm import modes, processes
 
-    if not begins:
-        # A workdir knows how it was trained; only what is said on the command line changes that.
-        changed = config_flags.get_override_values(flags.FLAGS["config"]) if config else {}
-        config = usfm_config.of_run(workdir, changed)
-    modes.MODES[_MODE.value](config, workdir)
+    cluster = {"coordinator": _COORDINATOR, "processes": _PROCESSES, "process": _PROCESS}
+    if _MODE.value in ALONE:
+        if said := [f"--{name}" for name, flag in cluster.items() if flag.value is not None]:
+            raise UserError(f"--mode={_MODE.value} is of one process: leave out {', '.join(said)}")
+    else:
+        processes.start(**{name: flag.value for name, flag in cluster.items()})
+    with processes.only_first_speaks():
+        if not begins:
+            # A workdir knows how it was trained; only the command line changes that.
+            changed = config_flags.get_override_values(flags.FLAGS["config"]) if config else {}
+            config = usfm_config.of_run(workdir, changed)
+        modes.MODES[_MODE.value](config, workdir)
+        processes.wait()
 
 
 def run() -> None:

@@ -1,5 +1,6 @@
 """What `--mode` chooses: each mode as one function of a config and a workdir."""
 
+import hashlib
 import json
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -8,6 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from usfm import config as usfm_config
+from usfm import processes
 from usfm.data.faults import write_faults
 from usfm.data.folder import Folder, Row
 from usfm.data.image import read_image
@@ -38,13 +40,17 @@ from usfm.training.train import pretrained, train
 def run_train(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Trains, then scores the model (and before that the untrained one, where asked)."""
     usfm_config.begin(config, workdir)
-    folder = open_folder(config, workdir)
-    splits = open_splits(config, folder, workdir)
+    folder = processes.in_turn(lambda: open_folder(config, workdir))
+    splits = processes.in_turn(
+        lambda: open_splits(config, folder, workdir if processes.is_first() else None)
+    )
+    _check_same(folder, splits)
     rows = rows_in(folder, splits, config.evaluate.part)
     before = workdir / "evaluation_before.json"
     if config.evaluate.before_training and any(rows.values()) and not before.exists():
         untrained, _ = _score(_untrained(config, folder), folder, splits, rows, {})
-        write_atomically(before, json.dumps(untrained.report, indent=2).encode())
+        if processes.is_first():
+            write_atomically(before, json.dumps(untrained.report, indent=2).encode())
     train(config, workdir, folder, splits)
     if not config.evaluate.after_training:
         return
@@ -68,7 +74,7 @@ def run_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
             f"{trained.data.root}, or nothing of it"
         )
     predictor = _trained(config, workdir)
-    folder = open_folder(config, workdir)
+    folder = processes.in_turn(lambda: open_folder(config, workdir))
     _check_tasks(predictor.tasks, folder)
     part, floors = config.evaluate.part, {}
     if asked == known:
@@ -79,7 +85,7 @@ def run_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
         # predictor still knows the training rows only.
         splits, part = _all_in_one(folder), "all"
         if are_there(trained.data):
-            source = open_folder(trained, workdir)
+            source = processes.in_turn(lambda: open_folder(trained, workdir))
             floors = _floors(source, open_splits(trained, source), trained.data)
     rows = rows_in(folder, splits, part)
     if not any(rows.values()):
@@ -88,6 +94,8 @@ def run_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
             "another of val, test and all"
         )
     result, examples = _score(predictor, folder, splits, rows, floors)
+    if not processes.is_first():
+        return
     write(result, workdir)
     before = workdir / "evaluation_before.json"
     untrained = json.loads(before.read_text()) if before.exists() else None
@@ -115,9 +123,11 @@ def run_predict(config: ConfigDict, workdir: pathlib.Path) -> None:
             f"{len(folder.skipped)} files are left out, see {workdir}/left_out.csv"
         )
     else:
-        folder = open_folder(config, workdir, require_labels=False)
+        folder = processes.in_turn(lambda: open_folder(config, workdir, require_labels=False))
         _check_tasks(predictor.tasks, folder)
-    write_submission(predictor(folder, folder.rows), folder, workdir / "predictions")
+    own = {task_id: processes.share(of_task) for task_id, of_task in folder.rows.items()}
+    with jax.set_mesh(predictor.mesh):
+        write_submission(predictor(folder, own), folder, workdir / "predictions")
     rows = sum(len(of_task) for of_task in folder.rows.values())
     print(f"{rows} rows answered: {workdir / 'predictions'}")
 
@@ -149,6 +159,22 @@ MODES = {
 }
 
 
+def _check_same(folder: Folder, splits: Splits) -> None:
+    """All processes must have read the same rows, and split them alike.
+
+    Raises:
+        UserError: in all of them.
+    """
+    rows = [(task.id, row.key, row.content, splits.part(row)) for task in folder.tasks
+            for row in folder.rows[task.id]]  # fmt: skip
+    digests = processes.gather(hashlib.sha256(repr(rows).encode()).hexdigest())
+    if others := [str(number) for number, of in enumerate(digests) if of != digests[0]]:
+        raise UserError(
+            f"process {', '.join(others)} of {len(digests)} read other rows than process 0: give "
+            "all of them the same data.root and data.splits_file"
+        )
+
+
 def _floors(folder: Folder, splits: Splits, data: ConfigDict) -> dict[str, Trivial]:
     """The trivial predictors of all tasks that have training rows, fitted to them."""
     fitted = {}
@@ -169,16 +195,19 @@ def _score(
 ) -> tuple[Evaluation, list[Example]]:
     """Scores a predictor on rows, beside the trivial ones; and one example a task to show."""
     rows = {task_id: of_task for task_id, of_task in rows.items() if of_task}
+    own = {task_id: processes.share(of_task) for task_id, of_task in rows.items()}
     shown: dict[str, tuple[Row, Answer]] = {}
-    result = evaluate(
-        _remember_first(predictor(folder, rows), shown),
-        folder,
-        rows,
-        trivial=floors,
-        part_of=splits.part,
-        group_of=splits.group,
-    )
+    with jax.set_mesh(predictor.mesh):
+        result = evaluate(
+            _remember_first(predictor(folder, own), shown),
+            folder,
+            rows,
+            trivial=floors,
+            part_of=splits.part,
+            group_of=splits.group,
+        )
     tasks = {task.id: task for task in folder.tasks}
+    # The first row of every task is of the first process.
     return result, [_example(folder, tasks[id], *shown[id]) for id in rows if id in shown]
 
 
@@ -204,7 +233,7 @@ def _all_in_one(folder: Folder) -> Splits:
 
 def _untrained(config: ConfigDict, folder: Folder) -> Predictor:
     """The model as training starts with it."""
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = sharding.make_own_mesh(config.mesh)
     model = make_model(config, folder.tasks)
     params = sharding.build(lambda: model.init(jax.random.key(config.train.seed)), mesh)
     if (encoder := pretrained(config)) is not None:
@@ -214,7 +243,7 @@ def _untrained(config: ConfigDict, folder: Folder) -> Predictor:
 
 def _trained(config: ConfigDict, workdir: pathlib.Path) -> Predictor:
     """The model of the newest checkpoint of a workdir, averaged where the run keeps averages."""
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = sharding.make_own_mesh(config.mesh)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         newest = checkpoints.latest()
         if newest is None:

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from etils import epath
 
+from usfm import processes
 from usfm.data.folder import Folder, Row
 from usfm.evaluation.files import write_atomically
 from usfm.evaluation.metrics import score_row, summarise
@@ -59,8 +60,10 @@ def evaluate(
 ) -> Evaluation:
     """Score answers as they arrive, in threads; the result does not depend on their order.
 
+    Of several processes each scores the answers that it has; all call this, and get the same.
+
     Args:
-        answers: rows and what is said of them. Rows that never come are counted as missing.
+        answers: rows and what is said of them. Rows that no process has are counted as missing.
         folder: where the truth is.
         rows_by_task: the labelled rows that should be answered, by task id.
         trivial: the trivial predictors of tasks, scored on the rows that were answered.
@@ -72,7 +75,10 @@ def evaluate(
     """
     tasks = {task.id: task for task in folder.tasks}
     asked = {(task_id, row.key) for task_id, rows in rows_by_task.items() for row in rows}
-    scores = _score_all(answers, folder, tasks, asked, trivial)
+    of_processes = processes.gather(_score_all(answers, folder, tasks, asked, trivial))
+    scores = {name: of_row for scored in of_processes for name, of_row in scored.items()}
+    if len(scores) < sum(map(len, of_processes)):
+        raise ValueError("two processes answered the same row")
     of_model, of_trivial, missing, lines = {}, {}, [], []
     for task_id, rows in rows_by_task.items():
         answered = [row for row in rows if (task_id, row.key) in scores]

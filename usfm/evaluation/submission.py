@@ -5,6 +5,7 @@ size; answers of the other types to one JSON file a type. image_path is the CSV'
 """
 
 import collections
+import itertools
 import json
 import pathlib
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,7 @@ import cv2
 import numpy as np
 from etils import epath
 
+from usfm import processes
 from usfm.data.folder import Folder, Row
 from usfm.data.image import read_mask
 from usfm.errors import UserError
@@ -25,6 +27,8 @@ def write_submission(
     answers: Iterable[tuple[Row, Answer]], folder: Folder, output_dir: epath.PathLike
 ) -> None:
     """Write answers as they come; each file appears whole.
+
+    Of several processes each writes the masks that it has, and the first all else.
 
     Args:
         answers: rows, labelled or not, and what is said of them.
@@ -53,7 +57,11 @@ def write_submission(
             raise UserError(f"{row.csv} line {row.line}: another row has the mask_path {path} too")
         masks.add(path)
         write_atomically(output_dir / path, _png(task, row, content(task, answer)))
-    for type_, of_type in entries.items():
+    of_processes = processes.gather(entries)
+    if not processes.is_first():
+        return
+    for type_ in entries:
+        of_type = itertools.chain.from_iterable(given[type_] for given in of_processes)
         ordered = [entry for _, entry in sorted(of_type, key=lambda item: item[0])]
         text = json.dumps(ordered, indent=2, ensure_ascii=False, allow_nan=False)
         write_atomically(output_dir / f"{type_}_predictions.json", text.encode() + b"\n")

@@ -50,6 +50,19 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     return jax.make_mesh(tuple(shape), axes, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
+def make_own_mesh(sizes: Mapping[str, int]) -> Mesh:
+    """The mesh of this process alone, for work that is shared out by rows instead of devices.
+
+    It is that of make_mesh where there is one process; of several, parameters are sharded over as
+    many devices of this process as it has of fsdp.
+    """
+    if jax.process_count() == 1:
+        return make_mesh(sizes)
+    devices = jax.local_devices()
+    fsdp = len(devices) if sizes["fsdp"] == -1 else math.gcd(sizes["fsdp"], len(devices))
+    return make_mesh({"data": -1, "fsdp": fsdp, "expert": 1}, devices)
+
+
 def slot_shards(mesh: Mesh) -> int:
     """How many shares the slots of a batch are split into."""
     return mesh.shape["data"] * mesh.shape["fsdp"]

@@ -14,6 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from usfm import config as usfm_config
+from usfm import processes
 from usfm.data.folder import Folder
 from usfm.data.pipeline import iterate
 from usfm.data.source import say
@@ -100,7 +101,7 @@ def train(
             f"train.slots={config.train.slots} cannot be shared by {sharding.slot_shards(mesh)} "
             "devices (mesh.data x mesh.fsdp): give a multiple"
         )
-    inputs = inputs_of(config, folder, splits, store)
+    inputs = processes.in_turn(lambda: inputs_of(config, folder, splits, store))
     own = sharding.place_everywhere(inputs.own, mesh)
     for line in inputs.shares():
         say(line)
@@ -116,7 +117,8 @@ def train(
         program = program_of(config, folder.tasks, inputs.mix.slots, mesh)
         model, abstract, params = program.model, program.abstract, program.abstract.params
         state = program.start(own.seed)
-        usfm_config.write(config, workdir / "config.json")
+        if processes.is_first():
+            usfm_config.write(config, workdir / "config.json")
         say(sharding.table(params, mesh))
         say(trained(params, frozen(params, config.optimizer.freeze, model.layers)))
         start = 0
@@ -209,7 +211,7 @@ def _with_steps(
     per_step = statistics.median(seconds[1:])
     # The first one compiles, as the run will again.
     left = config.train.seconds - (time.perf_counter() - began) - seconds[0]
-    config.train.steps = max(1, int(left / per_step))
+    config.train.steps = processes.agreed(max(1, int(left / per_step)))
     say(
         f"a step takes {per_step:.3f} s: {config.train.steps} steps in "
         f"{config.train.seconds:g} s, of which the probe took {time.perf_counter() - began:.0f}"
