@@ -143,6 +143,15 @@ def base() -> ConfigDict:
     config.mesh.fsdp = 1
     config.mesh.expert = 1
 
+    config.watch = ConfigDict()  # what is told of a run while it trains: see docs/scale.md
+    config.watch.tensorboard = True  # events in tensorboard/
+    config.watch.wandb = ""  # project of Weights & Biases; "" = none
+    config.watch.profile = ""  # '10:13': jax.profiler traces steps 10 to 12 into profile/
+    # Seconds without the end of a step after which the stacks of all threads are told; 0 = 30
+    # median steps, at least 300.
+    config.watch.hang_seconds = 0.0
+    config.watch.on_hang = "tell"  # or 'exit': end with code 75 then, to be started again
+
     config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = 1000
     config.checkpoint.keep = 2
@@ -199,6 +208,7 @@ def check(config: ConfigDict) -> None:
     from usfm.models.dinov3 import VARIANTS
     from usfm.models.functional import REMAT
     from usfm.training.method import check as check_method
+    from usfm.training.watch import profiled
 
     if not config.data.root:
         raise UserError("data.root is not set: give --config.data.root=FM_UIA_FOLDER")
@@ -212,6 +222,7 @@ def check(config: ConfigDict) -> None:
         "data.on_bad_row": ("error", "skip"),
         "train.on_nonfinite": ("stop", "skip_task"),
         "evaluate.part": ("val", "test", "all"),
+        "watch.on_hang": ("tell", "exit"),
         "model.variant": tuple(VARIANTS),
         "model.dtype": ("float32", "bfloat16"),
         "model.remat": tuple(REMAT),
@@ -251,6 +262,7 @@ def check(config: ConfigDict) -> None:
         ("checkpoint.every_steps", 1, float("inf")),
         ("checkpoint.keep", 1, float("inf")),
         ("evaluate.batch_size", 1, float("inf")),
+        ("watch.hang_seconds", 0.0, float("inf")),
     ):
         value: Any = functools.reduce(operator.getitem, field.split("."), config)
         if not low <= value <= high:
@@ -275,6 +287,13 @@ def check(config: ConfigDict) -> None:
                 f"model.decoder_width.{kind}={width}: give up to 64 channels, or a multiple of 64"
             )
     _check_moe(config.model)
+    try:
+        profiled(config.watch.profile)
+    except ValueError as error:
+        raise UserError(
+            f"watch.profile={config.watch.profile!r}: give FIRST:END, such as 10:13 for the steps "
+            "10, 11 and 12"
+        ) from error
     patterns = [("optimizer.freeze", pattern) for pattern in config.optimizer.freeze]
     for field, pattern in [*patterns, ("multitask.layer", config.multitask.layer)]:
         try:
@@ -303,7 +322,7 @@ def _check_moe(model: ConfigDict) -> None:
 # Fields that may differ when a run goes on: they change where and how fast, not what is learned,
 # or, as on_nonfinite, how it gets over a bad step.
 FREE = ("data.root", "data.tfds.data_dir", "data.cache_dir", "data.workers", "train.log_every",
-        "train.on_nonfinite", "evaluate.", "mesh.", "checkpoint.", "study.plans",
+        "train.on_nonfinite", "evaluate.", "mesh.", "watch.", "checkpoint.", "study.plans",
         "study.partitions", "study.fractions", "study.seeds", "study.methods", "study.models",
         "study.executor", "study.processes", "study.pack", "study.slurm")  # fmt: skip
 

@@ -55,12 +55,14 @@ def main() -> None:
     from usfm import config as usfm_config
     from usfm import modes, processes
 
-    cluster = {"coordinator": _COORDINATOR, "processes": _PROCESSES, "process": _PROCESS}
-    if _MODE.value in ALONE:
-        if said := [f"--{name}" for name, flag in cluster.items() if flag.value is not None]:
-            raise UserError(f"--mode={_MODE.value} is of one process: leave out {', '.join(said)}")
-    else:
-        processes.start(**{name: flag.value for name, flag in cluster.items()})
+    cluster = (_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    if _MODE.value not in ALONE:
+        processes.start(*cluster)
+    elif cluster != (None, None, None):
+        raise UserError(
+            f"--mode={_MODE.value} is of one process: leave out --coordinator, --processes and "
+            "--process"
+        )
     with processes.only_first_speaks():
         if not begins:
             # A workdir knows how it was trained; only the command line changes that.

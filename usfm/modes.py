@@ -30,7 +30,7 @@ from usfm.evaluation.submission import write_submission
 from usfm.evaluation.table import text_table
 from usfm.tasks import Task
 from usfm.tasks.plans import select
-from usfm.training import sharding
+from usfm.training import goodput, sharding
 from usfm.training.checkpoint import Checkpoints, tasks_from_meta
 from usfm.training.program import make_model
 from usfm.training.state import evaluated_params, evaluated_parts
@@ -40,6 +40,8 @@ from usfm.training.train import pretrained, train
 def run_train(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Trains, then scores the model (and before that the untrained one, where asked)."""
     usfm_config.begin(config, workdir)
+    goodput.note(workdir, "begin")
+    _check_shared(workdir)
     folder = processes.in_turn(lambda: open_folder(config, workdir))
     splits = processes.in_turn(
         lambda: open_splits(config, folder, workdir if processes.is_first() else None)
@@ -49,18 +51,21 @@ def run_train(config: ConfigDict, workdir: pathlib.Path) -> None:
     before = workdir / "evaluation_before.json"
     if config.evaluate.before_training and any(rows.values()) and not before.exists():
         untrained, _ = _score(_untrained(config, folder), folder, splits, rows, {})
+        goodput.note(workdir, "evaluated")
         if processes.is_first():
             write_atomically(before, json.dumps(untrained.report, indent=2).encode())
     train(config, workdir, folder, splits)
+    gone = [str(root) for root in folder.roots if not root.exists()]
     if not config.evaluate.after_training:
-        return
-    if not any(rows.values()):
+        pass
+    elif not any(rows.values()):
         say(f"part '{config.evaluate.part}' has no labelled row: not scored")
-        return
-    if gone := [str(root) for root in folder.roots if not root.exists()]:
+    elif processes.agreed(gone):
         say(f"{', '.join(gone)} is gone: not scored; run --mode=evaluate when it is back")
-        return
-    run_evaluate(usfm_config.read(workdir / "config.json"), workdir)
+    else:
+        run_evaluate(usfm_config.read(workdir / "config.json"), workdir)
+        goodput.note(workdir, "evaluated")
+    say(str(goodput.goodput(goodput.read(workdir))))
 
 
 def run_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -157,6 +162,21 @@ MODES = {
     "study": run_study,
     "advise": advise,
 }
+
+
+def _check_shared(workdir: pathlib.Path) -> None:
+    """All processes must see what process 0 has just written into the workdir.
+
+    Raises:
+        UserError: in all of them.
+    """
+    processes.wait()
+    last = processes.gather(goodput.read(workdir)[-1:])
+    if others := [str(number) for number, of in enumerate(last) if of != last[0]]:
+        raise UserError(
+            f"process {', '.join(others)} of {len(last)} does not see what process 0 writes into "
+            f"{workdir}: give a --workdir on a file system that all of them share"
+        )
 
 
 def _check_same(folder: Folder, splits: Splits) -> None:

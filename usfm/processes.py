@@ -170,11 +170,11 @@ def in_turn(work: Callable[[], Value]) -> Value:
     """
     if jax.process_count() == 1:
         return work()
-    result, failed = None, None
+    results, failed = [], None
     for now in (is_first(), not is_first()):
         if now:
             try:
-                result = work()
+                results.append(work())
             except Exception as error:
                 failed = error
         failures = gather(failed is not None)
@@ -184,4 +184,4 @@ def in_turn(work: Callable[[], Value]) -> Value:
             raise UserError(
                 f"process {failures.index(True)} of {len(failures)} could not go on, see there"
             )
-    return result
+    return results[0]

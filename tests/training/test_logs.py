@@ -6,10 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from usfm.tasks import Task
 from usfm.training import logs
 from usfm.training.logs import LAG, Log, NonFiniteError
+from usfm.training.writers import JsonLines
 
-TASKS = ["first", "second"]
+TASKS = [Task("first", "classification", num_classes=2), Task("second", "detection", num_classes=1)]
 
 
 def metrics(losses, present=(True, True), grad_norm=1.0, ok=True, left_out=None) -> Any:
@@ -24,7 +26,8 @@ def metrics(losses, present=(True, True), grad_norm=1.0, ok=True, left_out=None)
 
 
 def make(path, **changes):
-    return Log(path, TASKS, **({"start": 0, "steps": 10, "every": 4} | changes))
+    settings = {"start": 0, "steps": 10, "every": 4} | changes
+    return Log([JsonLines(path, settings["start"])], TASKS, **settings)
 
 
 def lines_of(path):

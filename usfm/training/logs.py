@@ -1,9 +1,7 @@
-"""metrics.jsonl and the status line, without making the training loop wait for the device."""
+"""The lines and the status of a run, without making the training loop wait for the device."""
 
 import collections
 import dataclasses
-import json
-import pathlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -14,9 +12,12 @@ import numpy as np
 import tqdm
 
 from usfm.errors import UserError
+from usfm.tasks import Task
+from usfm.training.writers import Writer
 
 # Steps whose metrics may still be on their way when the loop goes on.
 LAG = 2
+SHORT = {"classification": "cls", "detection": "det", "regression": "reg", "segmentation": "seg"}
 
 _compilations = 0
 
@@ -52,10 +53,11 @@ class _Step:
 class Log:
     """Collects the metrics of steps, and writes their means every so often.
 
-    A line of metrics.jsonl holds step, seconds (of this start of the run), loss/TASK (the mean
+    A line holds step, seconds (of this start of the run), loss/TASK (the mean
     over the steps in which the task was present), images/TASK (how many it had), grad_norm,
-    images_per_second, data_wait (share of the time spent waiting for batches), compilations (of the
-    process, up to this step); where a task was left out of steps, left_out/TASK (their number);
+    images_per_second, data_wait (share of the time spent waiting for batches), mfu (see
+    utilisation.py; where it is known, and not of the first step, which compiles), compilations (of
+    the process, up to this step); where a task was left out of steps, left_out/TASK (their number);
     weight/TASK (the mean weight of its gradient) where tasks do not all weigh the same, and
     conflicts (the share of pairs of tasks whose mean inner product is negative) where these are at
     hand; and of mixtures of experts routing/TASK (a list: the share of the task's choices by
@@ -64,12 +66,18 @@ class Log:
     """
 
     def __init__(
-        self, path: pathlib.Path, tasks: Sequence[str], *, start: int, steps: int, every: int
+        self,
+        writers: Sequence[Writer],
+        tasks: Sequence[Task],
+        *,
+        start: int,
+        steps: int,
+        every: int,
+        ideal_seconds: float | None = None,
     ):
-        self._tasks, self._every, self._steps = tasks, every, steps
-        self._path = path
-        self._cut_back(start)
-        self._file = path.open("a")
+        self._writers, self._every, self._steps = writers, every, steps
+        self._tasks, self._types = [task.id for task in tasks], [task.type for task in tasks]
+        self._ideal_seconds = ideal_seconds
         self._pending: collections.deque[_Step] = collections.deque()
         self._window: list[_Step] = []
         self._began = self._window_began = time.perf_counter()
@@ -82,7 +90,8 @@ class Log:
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
-        self._file.close()
+        for writer in self._writers:
+            writer.close()
 
     def add(self, step: int, metrics: Mapping[str, jax.Array], images: int, waited: float) -> None:
         """Takes the metrics of a step, finished or not.
@@ -144,19 +153,22 @@ class Log:
         line["grad_norm"] = float(np.mean([step.metrics["grad_norm"] for step in window]))
         line["images_per_second"] = round(images_per_second, 1)
         line["data_wait"] = round(sum(step.waited for step in window) / elapsed, 4)
+        if self._ideal_seconds is not None and not self._first:
+            line["mfu"] = round(self._ideal_seconds * len(window) / elapsed, 4)
         line["compilations"] = last.compilations
         line |= self._surgery(window, present)
         line |= self._routing(window)
         numbers = left_out.sum(0).tolist()
         line |= {f"left_out/{t}": n for t, n in zip(self._tasks, numbers, strict=True) if n}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        for writer in self._writers:
+            writer.write(line)
 
-        status = f"loss {sums.sum() / max(counts.sum(), 1):.3f}, {images_per_second:.0f} images/s"
+        status = self._status(line, sums, counts)
         self._bar.set_postfix_str(status, refresh=False)
         if self._bar.disable:
             if not self._first:  # the time of the first is that of compiling
-                status += f", {(self._steps - last.number) * elapsed / len(window):.0f} s left"
+                left = (self._steps - last.number) * elapsed / len(window)
+                status += f", {duration(left)} left"
             self._say(f"step {last.number} of {self._steps}: {status}")
         broken = ~np.isfinite(losses)
         for why, which in (
@@ -166,6 +178,21 @@ class Log:
             counts = zip(self._tasks, which.sum(0).tolist(), strict=True)
             if named := ", ".join(f"{task} of {count}" for task, count in counts if count):
                 self._say(f"left out in the last {len(window)} steps, {why}: {named}")
+
+    def _status(self, line: Mapping[str, Any], sums: np.ndarray, counts: np.ndarray) -> str:
+        """The loss, also by type of task, and how fast it goes; in some 90 characters."""
+        by_type = []
+        for kind in sorted(set(self._types)):
+            of_type = np.array([each == kind for each in self._types])
+            if counts[of_type].any():
+                loss = f"{sums[of_type].sum() / counts[of_type].sum():.2f}"
+                by_type.append(f"{SHORT[kind]} {loss.removeprefix('0')}")
+        parts = f" ({' '.join(by_type)})" if len(by_type) > 1 else ""
+        mfu = f", MFU {line['mfu']:.0%}" if "mfu" in line else ""
+        return (
+            f"loss {sums.sum() / max(counts.sum(), 1):.3f}{parts}, "
+            f"{line['images_per_second']:.0f} images/s{mfu}, wait {line['data_wait']:.0%}"
+        )
 
     def _surgery(self, window: Sequence[_Step], present: np.ndarray) -> dict[str, Any]:
         """What the multi-task method saw and did, from presence [steps, T]."""
@@ -209,18 +236,10 @@ class Log:
         self._bar.write(text, file=sys.stderr)  # above the bar, where there is one
         sys.stderr.flush()
 
-    def _cut_back(self, start: int) -> None:
-        """Drops the lines after the step that training goes on from, and a torn last one."""
-        if not self._path.exists():
-            return
-        kept = []
-        for text in self._path.read_text().splitlines():
-            try:
-                line = json.loads(text)
-            except json.JSONDecodeError:
-                break  # the process was killed while it wrote this line
-            if line["step"] <= start:
-                kept.append(text + "\n")
-        temporary = self._path.with_name(self._path.name + ".tmp")
-        temporary.write_text("".join(kept))
-        temporary.replace(self._path)
+
+def duration(seconds: float) -> str:
+    """A time in one unit, as a person would say it."""
+    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.{1 if size > 60 else 0}f} {unit}"
+    return f"{seconds:.0f} s"

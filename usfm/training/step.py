@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from usfm.data.augment import augment, normalise, strengths
@@ -143,7 +145,8 @@ def make_step(
         return dataclasses.replace(new, step=state.step + 1), metrics
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+    whole = NamedSharding(jax.tree.leaves(shardings)[0].mesh, P())  # all processes read the metrics
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, whole))
 
 
 def _functions(

@@ -26,6 +26,7 @@ from usfm.training.logs import Log
 from usfm.training.method import RECORDED
 from usfm.training.program import Program
 from usfm.training.record import Record
+from usfm.training.writers import JsonLines
 
 
 def train_together(
@@ -71,8 +72,9 @@ def train_together(
             stream = iterate(of_run.batches, 0, config.data.workers)
             stack.callback(stream.close)
             streams.append(stream)
-            every, path = config.train.log_every, workdir / "metrics.jsonl"
-            logs.append(stack.enter_context(Log(path, ids, start=0, steps=steps, every=every)))
+            every, writers = config.train.log_every, [JsonLines(workdir / "metrics.jsonl", 0)]
+            log = Log(writers, folder.tasks, start=0, steps=steps, every=every)
+            logs.append(stack.enter_context(log))
             records.append(Record(workdir / "gramians", ids, RECORDED, 0))
             checkpoints.append(
                 stack.enter_context(Checkpoints(workdir / "checkpoints", config.checkpoint.keep))

@@ -25,7 +25,7 @@ from usfm.models import weights
 from usfm.models.dinov3 import VARIANTS
 from usfm.models.functional import Params
 from usfm.tasks import Task
-from usfm.training import sharding
+from usfm.training import sharding, utilisation
 from usfm.training.checkpoint import Checkpoints, tasks_from_meta, tasks_to_meta
 from usfm.training.freeze import frozen, trained
 from usfm.training.inputs import Inputs, inputs_of
@@ -35,6 +35,8 @@ from usfm.training.program import Program, make_program
 from usfm.training.record import Record
 from usfm.training.state import TrainState, evaluated_params, started_from
 from usfm.training.step import Own, Step
+from usfm.training.watch import Watch
+from usfm.training.writers import writers_of
 
 # What the process ends with when a signal stopped it after saving: run it again to go on
 # (EX_TEMPFAIL of sysexits.h).
@@ -133,25 +135,30 @@ def train(
         # ---- The loop ----
         meta = tasks_to_meta(folder.tasks)
         log = Log(
-            workdir / "metrics.jsonl",
-            [task.id for task in folder.tasks],
+            writers_of(config, workdir, start),
+            folder.tasks,
             start=start,
             steps=steps,
             every=config.train.log_every,
+            ideal_seconds=_ideal_seconds(program, inputs, own, mesh),
         )
+        watch = Watch(config.watch, workdir, start)
         record = Record(
             workdir / "gramians",
             [task.id for task in folder.tasks],
             RECORDED,
             start,
         )
-        with log, _terminated() as terminated, _closing(inputs.batches, start, config) as stream:
+        stopped, batches = _terminated(), _closing(inputs.batches, start, config)
+        with log, watch, stopped as terminated, batches as stream:
             for done in range(start + 1, steps + 1):
                 began = time.perf_counter()
                 batch = next(stream)
-                waited, images = time.perf_counter() - began, batch["valid"].size
+                waited = time.perf_counter() - began
+                images = batch["valid"].size * jax.process_count()
                 step = program.step_at(done)
-                state, metrics = step(state, sharding.place_batch(batch, mesh), own)
+                with watch.step(done, waited):
+                    state, metrics = step(state, sharding.place_batch(batch, mesh), own)
                 del batch  # An exception would keep it, and the memory it shares with a worker.
                 stopping = bool(terminated)  # read once, for a signal comes at any moment
                 try:
@@ -159,8 +166,9 @@ def train(
                     record.add(done, metrics)
                     if done % config.checkpoint.every_steps == 0 or done == steps or stopping:
                         log.flush()  # What is saved is known to be finite.
-                        record.write(done)
-                        checkpoints.save(done, state, meta)
+                        with watch.aside("checkpoint"):
+                            record.write(done)
+                            checkpoints.save(done, state, meta)
                 except NonFiniteError as error:
                     raise _explained(error, checkpoints, workdir) from None
                 if stopping:
@@ -170,6 +178,20 @@ def train(
                     raise SystemExit(EXIT_TERMINATED)
     say(inputs.drawn(steps, config.train.examples_per_slot))
     return evaluated_params(state.params, state.ema)
+
+
+def _ideal_seconds(
+    program: Program, inputs: Inputs, own: Own, mesh: jax.sharding.Mesh
+) -> float | None:
+    """What a step would take at the devices' peak; None where that is not known."""
+    rate = utilisation.peak(mesh.devices.flat[0].device_kind)
+    if rate is None:
+        return None
+    batch = inputs.batches[0]
+    assert batch is not None  # as in _with_steps
+    placed = sharding.place_batch(batch, mesh)
+    traced = jax.make_jaxpr(program.step)(program.abstract, placed, own)
+    return utilisation.flops(traced) / (rate * mesh.size)
 
 
 def _check_tasks(begun: tuple[Task, ...], folder: Folder) -> None:
