@@ -209,6 +209,7 @@ def check(config: ConfigDict) -> None:
     from usfm.models.functional import REMAT
     from usfm.training.method import check as check_method
     from usfm.training.watch import profiled
+    from usfm.training.writers import check as check_writers
 
     if not config.data.root:
         raise UserError("data.root is not set: give --config.data.root=FM_UIA_FOLDER")
@@ -300,6 +301,7 @@ def check(config: ConfigDict) -> None:
             re.compile(pattern)
         except (re.error, TypeError) as error:
             raise UserError(f"{field}: {pattern!r} is not a regex: {error}") from error
+    check_writers(config.watch)
     check_method(config.multitask, config.train.on_nonfinite == "skip_task")
 
 

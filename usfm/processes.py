@@ -10,6 +10,7 @@ import os
 import pickle
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
@@ -104,7 +105,9 @@ def _give_up(seconds: float) -> None:
 def _size_of_cluster() -> int:
     """The number of processes that jax.distributed.initialize would find; 1 without a cluster."""
     for cluster in clusters.ClusterEnv._cluster_types:
-        if not cluster.opt_in_only_method and cluster.is_env_present():
+        with warnings.catch_warnings(action="ignore"):  # in a pod, that kubernetes is missing
+            found = not cluster.opt_in_only_method and cluster.is_env_present()
+        if found:
             return cluster.get_process_count()
     return 1
 

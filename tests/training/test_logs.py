@@ -173,3 +173,28 @@ def test_conflicts_are_told_of_the_steps_that_were_recorded(tmp_path):
             log.add(step, metrics([1, 1]) | (recorded if step == 4 else {}), images=8, waited=0.0)
         log.flush()
     assert [line.get("conflicts") for line in lines_of(path)] == [None, None, 1.0]
+
+
+def test_the_status_has_losses_by_type_mfu_and_the_time_left_and_is_short(
+    tmp_path, monkeypatch, capsys
+):
+    now = [100.0]
+    monkeypatch.setattr(logs.time, "perf_counter", lambda: now[0])
+    path = tmp_path / "metrics.jsonl"
+    tasks = [Task(kind, kind, num_classes=2, num_points=2) for kind in sorted(logs.SHORT)]
+    settings = {"start": 119_998, "steps": 200_000, "every": 1, "ideal_seconds": 0.82}
+    with Log([JsonLines(path, 0)], tasks, **settings) as log:
+        for step in (119_999, 120_000):
+            now[0] += 2.0
+            given = metrics([0.5, 1.25, 0.03, 0.7], (True,) * 4)
+            log.add(step, given, images=1024, waited=0.25)
+            log.flush()
+    *_, line = capsys.readouterr().err.splitlines()
+    assert line == (
+        "step 120000 of 200000: loss 0.620 (cls .50 det 1.25 reg .03 seg .70), 512 images/s, "
+        "MFU 41%, wait 12%, 44.4 h left"
+    )
+    assert len(line) < 120
+    first, last = lines_of(path)
+    assert "mfu" not in first  # it compiles
+    assert last["mfu"] == 0.41

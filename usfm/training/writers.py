@@ -28,12 +28,25 @@ class Writer(Protocol):
         ...
 
 
-def writers_of(config: ConfigDict, workdir: pathlib.Path, start: int) -> list[Writer]:
-    """What a run is written to that goes on from a step; nothing but in process 0.
+def check(watch: ConfigDict) -> None:
+    """Finds early what cannot be written to.
 
     Raises:
         UserError: Weights & Biases is asked for, and not installed.
     """
+    if not watch.wandb:
+        return
+    try:
+        importlib.import_module("wandb")
+    except ImportError as error:
+        raise UserError(
+            f"watch.wandb={watch.wandb}: wandb is not installed; pip install wandb, or leave it "
+            "empty (metrics.jsonl and TensorBoard events are written anyway)"
+        ) from error
+
+
+def writers_of(config: ConfigDict, workdir: pathlib.Path, start: int) -> list[Writer]:
+    """What a run is written to that goes on from a step; nothing but in process 0."""
     if not processes.is_first():
         return []
     writers: list[Writer] = [JsonLines(workdir / "metrics.jsonl", start)]
@@ -82,13 +95,13 @@ class TensorBoard:
     """TensorBoard events; what earlier starts wrote after the step gone on from is not shown."""
 
     def __init__(self, directory: pathlib.Path, start: int):
-        self._writer = SummaryWriter(str(directory), purge_step=start + 1 if start else None)
+        purge = start + 1 if start else None
+        self._writer = SummaryWriter(str(directory), purge_step=purge, flush_secs=10)
 
     def write(self, line: Line) -> None:
         """Writes its numbers; of lists (routing/TASK) each item is a curve."""
         for name, value in scalars(line).items():
             self._writer.add_scalar(name, value, line["step"])
-        self._writer.flush()
 
     def close(self) -> None:
         """Writes what is left."""
@@ -99,13 +112,7 @@ class WandB:
     """A run of Weights & Biases, gone on with by each start of the workdir."""
 
     def __init__(self, config: ConfigDict, workdir: pathlib.Path):
-        try:
-            wandb = importlib.import_module("wandb")
-        except ImportError:
-            raise UserError(
-                f"watch.wandb={config.watch.wandb}: wandb is not installed; pip install wandb, or "
-                'leave it "" (metrics.jsonl and TensorBoard events are written anyway)'
-            ) from None
+        wandb = importlib.import_module("wandb")  # not among the dependencies
         id_file = workdir / "wandb_id.txt"
         known = id_file.read_text().strip() if id_file.exists() else None
         self._run = wandb.init(
