@@ -42,7 +42,7 @@ def run_train(config: ConfigDict, workdir: pathlib.Path) -> None:
     usfm_config.begin(config, workdir)
     goodput.note(workdir, "begin")
     _check_shared(workdir)
-    folder = processes.in_turn(lambda: open_folder(config, workdir))
+    folder = _open_folder(config, workdir)
     splits = processes.in_turn(
         lambda: open_splits(config, folder, workdir if processes.is_first() else None)
     )
@@ -55,12 +55,12 @@ def run_train(config: ConfigDict, workdir: pathlib.Path) -> None:
         if processes.is_first():
             write_atomically(before, json.dumps(untrained.report, indent=2).encode())
     train(config, workdir, folder, splits)
-    gone = [str(root) for root in folder.roots if not root.exists()]
+    gone = processes.agreed([str(root) for root in folder.roots if not root.exists()])
     if not config.evaluate.after_training:
         pass
     elif not any(rows.values()):
         say(f"part '{config.evaluate.part}' has no labelled row: not scored")
-    elif processes.agreed(gone):
+    elif gone:
         say(f"{', '.join(gone)} is gone: not scored; run --mode=evaluate when it is back")
     else:
         run_evaluate(usfm_config.read(workdir / "config.json"), workdir)
@@ -79,7 +79,7 @@ def run_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
             f"{trained.data.root}, or nothing of it"
         )
     predictor = _trained(config, workdir)
-    folder = processes.in_turn(lambda: open_folder(config, workdir))
+    folder = _open_folder(config, workdir)
     _check_tasks(predictor.tasks, folder)
     part, floors = config.evaluate.part, {}
     if asked == known:
@@ -90,7 +90,7 @@ def run_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
         # predictor still knows the training rows only.
         splits, part = _all_in_one(folder), "all"
         if are_there(trained.data):
-            source = processes.in_turn(lambda: open_folder(trained, workdir))
+            source = _open_folder(trained, workdir)
             floors = _floors(source, open_splits(trained, source), trained.data)
     rows = rows_in(folder, splits, part)
     if not any(rows.values()):
@@ -121,14 +121,17 @@ def run_predict(config: ConfigDict, workdir: pathlib.Path) -> None:
     root = pathlib.Path(config.data.root)
     if root.is_dir() and not (root / DIRECTORY).exists():
         asked = select(predictor.tasks, config.tasks)
-        folder = folder_of_images(root, asked, cache_dir=cache_dir(config))
-        write_faults(workdir / "left_out.csv", folder.skipped)
+        folder = processes.in_turn(
+            lambda: folder_of_images(root, asked, cache_dir=cache_dir(config))
+        )
+        if processes.is_first():
+            write_faults(workdir / "left_out.csv", folder.skipped)
         say(
             f"{root} has no {DIRECTORY}/: its images are asked {', '.join(t.id for t in asked)}; "
             f"{len(folder.skipped)} files are left out, see {workdir}/left_out.csv"
         )
     else:
-        folder = processes.in_turn(lambda: open_folder(config, workdir, require_labels=False))
+        folder = _open_folder(config, workdir, require_labels=False)
         _check_tasks(predictor.tasks, folder)
     own = {task_id: processes.share(of_task) for task_id, of_task in folder.rows.items()}
     with jax.set_mesh(predictor.mesh):
@@ -162,6 +165,14 @@ MODES = {
     "study": run_study,
     "advise": advise,
 }
+
+
+def _open_folder(
+    config: ConfigDict, workdir: pathlib.Path, *, require_labels: bool = True
+) -> Folder:
+    """Reads data.root, in process 0 first, which alone tells all faults."""
+    told = workdir if processes.is_first() else None
+    return processes.in_turn(lambda: open_folder(config, told, require_labels=require_labels))
 
 
 def _check_shared(workdir: pathlib.Path) -> None:

@@ -1,26 +1,30 @@
 import struct
 import sys
 import types
+from typing import Any
 
 import pytest
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto import event_pb2
 
 from usfm import config as usfm_config
 from usfm.errors import UserError
 from usfm.training import writers
 from usfm.training.writers import TensorBoard, writers_of
 
+MADE: Any = event_pb2  # its classes are made at run time, unknown to a type checker
 LINE = {"step": 3, "loss/a": 0.5, "routing/a": [0.25, 0.75]}
 
 
-def events_of(directory) -> list[Event]:
+def events_of(directory) -> list[Any]:
     """The events of all files, in the form of TFRecord: length, its checksum, data, checksum."""
     events = []
     for file in sorted(directory.iterdir()):
         data = file.read_bytes()
         while data:
             (length,) = struct.unpack_from("<Q", data)
-            events.append(Event.FromString(data[12 : 12 + length]))
+            event = MADE.Event()
+            event.ParseFromString(data[12 : 12 + length])
+            events.append(event)
             data = data[16 + length :]
     return events
 
@@ -46,7 +50,7 @@ def config():
 
 
 def test_weights_and_biases_goes_on_with_the_run_of_the_workdir(config, tmp_path, monkeypatch):
-    calls = []
+    calls: list[Any] = []
 
     class Run:
         id = "abc"

@@ -26,9 +26,9 @@ def cache_dir(config: ConfigDict) -> pathlib.Path:
 
 
 def open_folder(
-    config: ConfigDict, workdir: pathlib.Path, *, require_labels: bool = True
+    config: ConfigDict, workdir: pathlib.Path | None, *, require_labels: bool = True
 ) -> Folder:
-    """Reads and checks data.root; all faults go to workdir/bad_rows.csv too."""
+    """Reads and checks data.root; all faults go to bad_rows.csv in a given workdir too."""
     folder = read_folder(
         *open_roots(config.data, cache_dir(config)),
         tasks=config.tasks,
@@ -36,10 +36,10 @@ def open_folder(
         flip_ok=config.data.flip_ok.to_dict(),
         require_labels=require_labels,
         on_bad_row=config.data.on_bad_row,
-        faults_file=workdir / "bad_rows.csv",
+        faults_file=workdir / "bad_rows.csv" if workdir is not None else None,
         cache_dir=cache_dir(config),
     )
-    if folder.skipped:
+    if folder.skipped and workdir is not None:
         count = f"{len(folder.skipped)} fault{'s' if len(folder.skipped) > 1 else ''}"
         say(f"{count} in {folder.place}, rows left out: see {workdir}/bad_rows.csv")
     return folder
