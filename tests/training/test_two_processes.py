@@ -12,7 +12,7 @@ import pytest
 from usfm import config as usfm_config
 from usfm import modes
 from usfm.data.folder import read_folder
-from usfm.training import goodput, record, sharding
+from usfm.training import goodput, sharding
 from usfm.training.checkpoint import Checkpoints
 
 STEPS = 24
@@ -44,6 +44,11 @@ def two(run, session_dir):
         "--config.evaluate.batch_size=4",
         "--config.checkpoint.every_steps=12",
         "--config.watch.profile=3:4",
+        # What compiles fast.
+        "--config.multitask.method=sum",
+        "--config.multitask.engine=auto",
+        "--config.multitask.gramian_ema=0.0",
+        "--config.multitask.record=False",
         f"--coordinator=127.0.0.1:{port}",
         "--processes=2",
     ]
@@ -96,12 +101,6 @@ def test_process_0_alone_writes_and_speaks(two, one):
             assert our[name] == pytest.approx(their[name], rel=1e-4, abs=1e-4), name
     events = [event["event"] for event in goodput.read(workdir)]
     assert [events.count(what) for what in ("begin", "loop", "compiled", "evaluated")] == [1] * 4
-    np.testing.assert_allclose(
-        record.read(workdir / "gramians")["gramian"],
-        record.read(one / "gramians")["gramian"],
-        rtol=1e-3,
-        atol=1e-5,
-    )
     assert f"step {STEPS} of {STEPS}: loss " in errors
     assert "goodput " in errors
     assert output.count("breast_2cls") == 1  # in the table
