@@ -8,6 +8,7 @@
 --mode=study     trains what configs/study.py compares: gains.csv, study.html
 --mode=advise    says which tasks to train together, from a run with multitask.record=True
 
+Where several processes make up the run, each is started by this command: docs/scale.md.
 SIGTERM saves a checkpoint and ends with exit code 75: the same command goes on from there.
 python tools/print_config.py configs/NAME.py prints every field that --config.FIELD can set.
 """

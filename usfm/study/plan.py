@@ -85,6 +85,7 @@ def config_of(
     config.data.update(fraction=cell.fraction, splits_file=str(splits_file))
     config.model.variant = cell.model
     config.train.seed = cell.seed
+    config.watch.tensorboard = False  # nobody looks at hundreds of runs there
     if slots_per_task:
         config.train.slots = slots_per_task * len(cell.tasks)
     config.multitask.update(method=cell.method, record=study.records(cell))
