@@ -155,7 +155,7 @@ def test_the_page_shows_all_of_it_and_is_drawn_by_a_browser(make_run, tmp_path, 
         assert all(id in page.sections[section].split() for id in ("classes", "mask", "where"))
     assert page.curves == 2 * 4
     shown = " ".join(page.sections["Configuration"].split())
-    assert "1 fields differ. field a <b> optimizer.learning_rate 0.001 0.002" in shown
+    assert "Fields that differ: 1. field a <b> optimizer.learning_rate 0.001 0.002" in shown
     check_drawn(path, text.count("<svg"))
 
 
@@ -194,6 +194,13 @@ def test_a_workdir_that_is_none_is_named_with_what_to_do(make_run, file, text, t
         path.write_text(text)
     with pytest.raises(UserError, match=f"^[^\n]*{told}[^\n]*$"):
         read_run(path.parent)
+
+
+def test_a_folder_that_holds_no_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"holds no run \(no evaluation.json\): correct its name$"):
+        read_run(tmp_path)
+    with pytest.raises(UserError, match=r"there is no workdir .*no: correct its name$"):
+        read_run(tmp_path / "no")
 
 
 def test_a_damaged_row_is_named_by_its_line(make_run):
