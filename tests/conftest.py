@@ -2,17 +2,14 @@
 
 import dataclasses
 import fcntl
-import html
-import json
+import functools
 import os
 import pathlib
-import re
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 # XLA's own passes run, LLVM's do not: programs compile in a third of the time, and run slower. Here
@@ -26,6 +23,8 @@ from absl import flags
 from ml_collections import ConfigDict
 from PIL import Image
 
+from tests import pages
+from tests.pages import Page
 from usfm import config as usfm_config
 from usfm.data.builder import open_store
 from usfm.data.folder import Folder, Row
@@ -189,46 +188,19 @@ def make_config(phantoms, session_dir) -> Callable[..., ConfigDict]:
     return make
 
 
-# Runs before anything else on a page, and leaves what it saw where --dump-dom shows it.
-WATCH = """<script>
-const faults = [];
-addEventListener("error", e => faults.push(String(e.message || e.target.outerHTML)), true);
-addEventListener("load", () => {
-  const root = document.documentElement;
-  const sizes = [...document.querySelectorAll("svg, img")].map(e => e.getBoundingClientRect());
-  root.dataset.seen = JSON.stringify({
-    faults, overflows: root.scrollWidth > innerWidth,
-    drawn: sizes.filter(size => size.width > 0 && size.height > 0).length,
-    background: getComputedStyle(document.body).backgroundColor});
-});</script>"""
+@pytest.fixture
+def parse() -> type[Page]:
+    """Reads the text of a page."""
+    return Page
 
 
 @pytest.fixture
-def browse(tmp_path) -> Callable[..., dict[str, Any]]:
-    """Opens a page in Chromium, in a window of so many pixels (500 or more)."""
+def check_drawn(tmp_path) -> Callable[[pathlib.Path, int], None]:
+    """Checks in Chromium that a page draws so many images and figures, without any fault."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome") or ""
     if not chromium:
         pytest.skip("there is no Chromium (Debian: apt install chromium)")
-
-    def browse(page: pathlib.Path, width: int, *, dark: bool = False) -> dict[str, Any]:
-        watched = tmp_path / "watched.html"
-        watched.write_text(page.read_text().replace("<head>", f"<head>{WATCH}", 1))
-        arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
-        arguments += [f"--window-size={width},900", f"--user-data-dir={tmp_path / 'profile'}"]
-        arguments += [f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--dump-dom"]
-        done = subprocess.run(
-            [chromium, *arguments, watched.as_uri()],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=True,
-        )
-        seen = re.search(r'data-seen="([^"]*)"', done.stdout)
-        assert seen, done.stdout[:500] + done.stderr
-        console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-        return json.loads(html.unescape(seen[1])) | {"console": console}
-
-    return browse
+    return functools.partial(pages.check_drawn, chromium, scratch=tmp_path)
 
 
 @dataclasses.dataclass(frozen=True)
