@@ -17,12 +17,25 @@ const faults = [];
 addEventListener("error", e => faults.push(String(e.message || e.target.outerHTML)), true);
 addEventListener("load", () => {
   const root = document.documentElement;
+  const all = [...document.querySelectorAll("body *")];
   const sizes = [...document.querySelectorAll("svg, img")].map(e => e.getBoundingClientRect());
-  root.dataset.seen = JSON.stringify({
+  const scrolls = e =>
+    e.scrollWidth > e.clientWidth && /auto|scroll/.test(getComputedStyle(e).overflowX);
+  const reached = all.filter(e => e.tabIndex >= 0);
+  reached[0].focus();
+  top.document.documentElement.dataset.seen = JSON.stringify({
     faults, overflows: root.scrollWidth > innerWidth,
     drawn: sizes.filter(size => size.width > 0 && size.height > 0).length,
-    background: getComputedStyle(document.body).backgroundColor});
+    background: getComputedStyle(document.body).backgroundColor,
+    out_of_reach: all.filter(e => scrolls(e) && e.tabIndex < 0).map(e => e.outerHTML.slice(0, 99)),
+    scrolling: all.filter(scrolls).length,
+    first: [reached[0].textContent, reached[0].getBoundingClientRect().left >= 0],
+    height: root.scrollHeight});
+  reached[0].blur();
 });</script>"""
+# A window is 500 pixels wide or more, a frame in it of any width.
+FRAME = """<!DOCTYPE html><html style="color-scheme: light dark"><body style="margin: 0"><iframe
+style="border: 0" width="{width}" height="{height}" srcdoc="{page}"></iframe></body></html>"""
 
 
 class Page(html.parser.HTMLParser):
@@ -69,22 +82,32 @@ class Page(html.parser.HTMLParser):
 
 
 def browse(
-    chromium: str, page: pathlib.Path, scratch: pathlib.Path, width: int, *, dark: bool = False
+    chromium: str,
+    page: pathlib.Path,
+    size: tuple[int, int],
+    *,
+    scratch: pathlib.Path,
+    dark: bool = False,
 ) -> dict[str, Any]:
-    """Opens a page in Chromium, in a window of so many pixels (500 or more).
+    """Opens a page in Chromium.
 
     Args:
         chromium: the program.
         page: the file.
-        scratch: a folder for what the browser writes.
-        width: of the window.
+        size: width and height of the window in pixels.
+        scratch: a folder for what the browser writes, a picture of the window among it:
+            screenshot.png, of `size` at its top left.
         dark: whether the reader prefers dark pages.
     """
+    width, height = size
+    text = html.escape(page.read_text().replace("<head>", f"<head>{WATCH}", 1))
     watched = scratch / "watched.html"
-    watched.write_text(page.read_text().replace("<head>", f"<head>{WATCH}", 1))
+    watched.write_text(FRAME.format(width=width, height=height, page=text))
     arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
-    arguments += [f"--window-size={width},900", f"--user-data-dir={scratch / 'profile'}"]
-    arguments += [f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--dump-dom"]
+    arguments += [f"--window-size={max(width, 500)},{height}", "--hide-scrollbars", "--dump-dom"]
+    arguments += [f"--user-data-dir={scratch / 'profile'}"]
+    arguments += [f"--screenshot={scratch / 'screenshot.png'}"]
+    arguments += [f"--blink-settings=preferredColorScheme={0 if dark else 1}"]
     done = subprocess.run(
         [chromium, *arguments, watched.as_uri()],
         capture_output=True,
@@ -99,11 +122,24 @@ def browse(
 
 
 def check_drawn(chromium: str, page: pathlib.Path, drawings: int, *, scratch: pathlib.Path) -> None:
-    """Opens a page wide, narrow and dark: it must draw everything, fit, and report no fault."""
-    wide = browse(chromium, page, scratch, 1200)
-    narrow = browse(chromium, page, scratch, 500)
-    dark = browse(chromium, page, scratch, 1200, dark=True)
-    for seen in (wide, narrow, dark):
-        assert (seen["faults"], seen["console"], seen["overflows"]) == ([], [], False)
-        assert seen["drawn"] == drawings > 0
-    assert wide["background"] != dark["background"]
+    """Opens a page wide, on a phone and dark, which asks of it:
+
+    no fault and no word on the console, every drawing visible, nothing wider than the window but
+    in boxes that the keyboard reaches, and as the first thing it reaches a link past the head.
+    """
+    looks = {
+        "wide": ((1200, 900), False),
+        "phone": ((390, 844), False),
+        "dark": ((1200, 900), True),
+    }
+    seen = {
+        name: browse(chromium, page, size, scratch=scratch, dark=dark)
+        for name, (size, dark) in looks.items()
+    }
+    for name, found in seen.items():
+        assert (found["faults"], found["console"], found["overflows"]) == ([], [], False), name
+        assert found["out_of_reach"] == [], name
+        assert found["first"] == ["Skip to the content", True], name
+        assert found["drawn"] == drawings > 0, name
+    assert seen["phone"]["scrolling"] > 0
+    assert seen["wide"]["background"] != seen["dark"]["background"]

@@ -7,6 +7,7 @@ import argparse
 import base64
 import html
 import io
+import itertools
 import pathlib
 import re
 import sys
@@ -20,23 +21,24 @@ GAP = 6
 INK, PAPER = (228, 233, 239), (16, 22, 29)
 COLOURS = 128  # of the PNG: speckle compresses badly
 
-# As usfm/evaluation/report.py writes an example. A classification has nothing drawn on it.
+# As usfm/evaluation/report.py writes an example.
 FIGURE = re.compile(
-    r"<figure><b>(?P<task>[^<]+)</b><img [^>]*base64,(?P<image>[^\"]+)\"/>"
-    r"<figcaption>(?P<caption>.*?)</figcaption>"
+    r'<figure data-task="(?P<task>[^"]+)" data-type="(?P<type>\w+)">.*?base64,(?P<image>[^"]+)"'
 )
 
 
 def examples(report: str) -> list[tuple[str, Image.Image]]:
-    """Task and picture of every example that has something drawn on it."""
-    return [
-        (
-            html.unescape(match["task"]),
-            Image.open(io.BytesIO(base64.b64decode(match["image"]))).convert("RGB"),
-        )
-        for match in FIGURE.finditer(report)
-        if "<br/>" not in match["caption"]
-    ]
+    """Task and picture of an example of every task, of its cases the one in the middle.
+
+    Classifications are left out: nothing is drawn on them.
+    """
+    drawn = [match for match in FIGURE.finditer(report) if match["type"] != "classification"]
+    shown = []
+    for task_id, of_task in itertools.groupby(drawn, lambda match: match["task"]):
+        cases = list(of_task)
+        data = base64.b64decode(cases[(len(cases) - 1) // 2]["image"])
+        shown.append((html.unescape(task_id), Image.open(io.BytesIO(data)).convert("RGB")))
+    return shown
 
 
 def sheet(pictures: list[tuple[str, Image.Image]]) -> Image.Image:

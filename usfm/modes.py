@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 from ml_collections import ConfigDict
@@ -18,12 +18,13 @@ from usfm.data.splits import Splits
 from usfm.data.unlabelled import folder_of_images
 from usfm.errors import UserError
 from usfm.evaluation import trivial
+from usfm.evaluation.cases import choose
 from usfm.evaluation.evaluate import Evaluation, Trivial, evaluate, write
 from usfm.evaluation.files import write_atomically
 from usfm.evaluation.overlay import Example
 from usfm.evaluation.predict import Predictor, make_predictor, programs_of
-from usfm.evaluation.prediction import Answer, truth
-from usfm.evaluation.report import write_report
+from usfm.evaluation.prediction import truth
+from usfm.evaluation.report import BESIDE, write_report
 from usfm.evaluation.submission import write_submission
 from usfm.evaluation.table import text_table
 from usfm.tasks import Task
@@ -43,7 +44,7 @@ def run_train(config: ConfigDict, workdir: pathlib.Path) -> None:
     rows = rows_in(folder, splits, config.evaluate.part)
     before = workdir / "evaluation_before.json"
     if config.evaluate.before_training and any(rows.values()) and not before.exists():
-        untrained, _ = _score(_untrained(config, folder), folder, splits, rows, {})
+        untrained = _score(_untrained(config, folder), folder, splits, rows, {})
         write_atomically(before, json.dumps(untrained.report, indent=2).encode())
     train(config, workdir, folder, splits)
     if not config.evaluate.after_training:
@@ -87,14 +88,18 @@ def run_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
             f"{config.data.root} has no labelled row in part '{part}'; set evaluate.part to "
             "another of val, test and all"
         )
-    result, examples = _score(predictor, folder, splits, rows, floors)
+    result = _score(predictor, folder, splits, rows, floors)
     write(result, workdir)
-    before = workdir / "evaluation_before.json"
-    untrained = json.loads(before.read_text()) if before.exists() else None
-    if untrained is not None and untrained["parts"] != result.report["parts"]:
-        untrained = None  # it was scored on other rows
-    write_report(workdir, result.report, examples, before=untrained)
-    print(text_table(result.report, untrained))
+    beside = {}
+    for name in BESIDE:
+        path = workdir / f"evaluation_{name}.json"
+        other = json.loads(path.read_text()) if path.exists() else {}
+        # One of other rows cannot be compared with this one.
+        if other.get("parts") == result.report["parts"]:
+            beside[name] = other
+    examples = list(_examples(predictor, folder, rows, result))
+    write_report(workdir, result.report, examples, beside=beside)
+    print(text_table(result.report, beside))
     print(f"\nreport: {workdir / 'report.html'}")
 
 
@@ -166,33 +171,35 @@ def _score(
     splits: Splits,
     rows: Mapping[str, Sequence[Row]],
     floors: Mapping[str, Trivial],
-) -> tuple[Evaluation, list[Example]]:
-    """Scores a predictor on rows, beside the trivial ones; and one example a task to show."""
+) -> Evaluation:
+    """Scores a predictor on rows, beside the trivial ones."""
     rows = {task_id: of_task for task_id, of_task in rows.items() if of_task}
-    shown: dict[str, tuple[Row, Answer]] = {}
-    result = evaluate(
-        _remember_first(predictor(folder, rows), shown),
+    return evaluate(
+        predictor(folder, rows),
         folder,
         rows,
         trivial=floors,
         part_of=splits.part,
         group_of=splits.group,
     )
+
+
+def _examples(
+    predictor: Predictor,
+    folder: Folder,
+    rows: Mapping[str, Sequence[Row]],
+    result: Evaluation,
+) -> Iterator[Example]:
+    """The best, median and worst case of each task, asked again: no answer was kept."""
     tasks = {task.id: task for task in folder.tasks}
-    return result, [_example(folder, tasks[id], *shown[id]) for id in rows if id in shown]
-
-
-def _remember_first(
-    answers: Iterable[tuple[Row, Answer]], shown: dict[str, tuple[Row, Answer]]
-) -> Iterator[tuple[Row, Answer]]:
-    for row, answer in answers:
-        shown.setdefault(row.task_id, (row, answer))
-        yield row, answer
-
-
-def _example(folder: Folder, task: Task, row: Row, answer: Answer) -> Example:
-    image = read_image(folder.image_file(row))
-    return Example(task, row.key, image, truth(folder, task, row), answer)
+    by_key = {(row.task_id, row.key): row for of_task in rows.values() for row in of_task}
+    chosen = choose(folder.tasks, result.rows)
+    cases = [case for of_task in chosen.values() for case in of_task]
+    asked = {id: [by_key[id, case.row_key] for case in of_task] for id, of_task in chosen.items()}
+    for case, (row, answer) in zip(cases, predictor(folder, asked), strict=True):
+        task = tasks[row.task_id]
+        image = read_image(folder.image_file(row))
+        yield Example(task, row.key, image, truth(folder, task, row), answer, case)
 
 
 def _all_in_one(folder: Folder) -> Splits:

@@ -3,7 +3,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from usfm.evaluation.curves import HEIGHT, WIDTH, draw_curve, read_losses
+from usfm.evaluation.curves import HEIGHT, WIDTH, draw_curves, mean_curve, read_losses
 
 
 def write(path, *lines, torn=""):
@@ -60,7 +60,7 @@ def coordinates(svg):
 
 def test_curve_falls_with_the_loss_and_stays_inside():
     points = [(step, 3 / step) for step in range(1, 5001)]
-    drawn = coordinates(draw_curve(points, 5000))
+    drawn = coordinates(draw_curves([("", points)], 5000, ""))
     assert len(drawn) <= 120
     assert drawn == sorted(drawn)
     assert [y for _, y in drawn] == sorted(y for _, y in drawn)
@@ -68,11 +68,28 @@ def test_curve_falls_with_the_loss_and_stays_inside():
 
 
 def test_curve_of_half_a_run_ends_half_way():
-    whole, half = (coordinates(draw_curve([(0, 1.0), (s, 1.0)], 100)) for s in (100, 50))
+    whole, half = (
+        coordinates(draw_curves([("", [(0, 1.0), (s, 1.0)])], 100, "")) for s in (100, 50)
+    )
     assert half[-1][0] - half[0][0] == pytest.approx((whole[-1][0] - whole[0][0]) / 2, abs=0.1)
 
 
 @pytest.mark.parametrize("loss", [0.0, 2.5, -1.0])
 def test_single_loss_is_a_dot(loss):
-    svg = ET.fromstring(draw_curve([(7, loss)], 7))
+    svg = ET.fromstring(draw_curves([("", [(7, loss)])], 7, ""))
     assert [element.get("class") for element in svg if element.tag == "circle"] == ["dot"]
+
+
+def test_curves_over_each_other_share_their_axes_and_are_told_apart():
+    svg = draw_curves([("faint", [(0, 4.0), (10, 2.0)]), ("", [(0, 1.0), (10, 1.0)])], 10, "<a>")
+    root = ET.fromstring(svg)
+    assert root.get("aria-label") == "<a>"
+    assert [e.get("class") for e in root if e.tag == "polyline"] == ["curve faint", "curve"]
+    first, second = (e.get("points", "").split() for e in root if e.tag == "polyline")
+    tops = [float(points[0].split(",")[1]) for points in (first, second)]
+    assert tops[0] < tops[1]
+
+
+def test_a_mean_of_curves_counts_each_at_every_step():
+    falling, late = [(0, 4.0), (10, 2.0)], [(5, 1.0)]
+    assert mean_curve([falling, late]) == [(0, 2.5), (5, 2.0), (10, 1.5)]

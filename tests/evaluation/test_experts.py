@@ -23,5 +23,5 @@ def test_larger_shares_are_darker_and_names_are_escaped():
     assert rows[0].startswith("<tr><td>&lt;b&gt;</td>")
     shades = [row.split("var(--accent) ")[1:] for row in rows]
     percent = [[int(cell.split("%")[0]) for cell in row] for row in shades]
-    assert percent == [[55, 0], [14, 41]]
+    assert percent == [[45, 0], [11, 34]]
     assert ">100</td>" in rows[0]

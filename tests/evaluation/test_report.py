@@ -56,8 +56,9 @@ def workdir(tmp_path, folder):
 def test_every_task_is_in_every_section(workdir, report, examples, folder, parse):
     write_report(workdir, report, examples)
     page = parse((workdir / "report.html").read_text())
-    assert list(page.sections)[-5:] == [
+    assert list(page.sections)[-6:] == [
         "Results",
+        "Loss by type",
         "Loss by task",
         "Examples",
         "Data",
@@ -66,7 +67,9 @@ def test_every_task_is_in_every_section(workdir, report, examples, folder, parse
     for section in ("Results", "Loss by task", "Examples", "Data"):
         for task_id in folder.rows:
             assert task_id in page.sections[section].split()
-    assert page.curves == len(page.images["Examples"]) == 4
+    # A curve a task, and again under its type, over which the type's mean is drawn.
+    assert page.curves == 3 * 4
+    assert len(page.images["Examples"]) == 4
 
 
 def test_page_needs_no_network(workdir, report, examples, parse):
@@ -94,7 +97,7 @@ def test_text_is_escaped(workdir, report, examples, parse):
 
 
 def test_before_training_is_shown_where_it_is_known(workdir, report, parse):
-    write_report(workdir, report, [], before=report)
+    write_report(workdir, report, [], beside={"before": report})
     assert "before" in parse((workdir / "report.html").read_text()).sections["Results"].split()
     write_report(workdir, report, [])
     assert "before" not in parse((workdir / "report.html").read_text()).sections["Results"].split()

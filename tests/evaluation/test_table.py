@@ -21,7 +21,7 @@ REPORT = {
     "parts": {"val": 55},
     "skipped_rows": 0,
 }
-BEFORE = {"tasks": {"lesion": {"dsc": 0.1, "hd": 5.0}, "femur": {"mre": 300.0}}}
+BEFORE = {"before": {"tasks": {"lesion": {"dsc": 0.1, "hd": 5.0}, "femur": {"mre": 300.0}}}}
 
 
 def line_of(text, task_id):
@@ -38,6 +38,15 @@ def test_before_is_a_column_of_its_own():
     text = text_table(REPORT, BEFORE)
     assert line_of(text, "task")[-3:] == ["before", "model", "trivial"]
     assert line_of(text, "lesion")[-3:] == ["0.100", "0.800*", "0.300"]
+
+
+def test_an_interval_is_shown_where_it_is_known():
+    lesion = REPORT["tasks"]["lesion"] | {"intervals": {"dsc": [0.7, 0.85], "hd": None}}
+    report = REPORT | {"tasks": REPORT["tasks"] | {"lesion": lesion}}
+    text = text_table(report)
+    assert line_of(text, "lesion")[-2:] == ["[0.700,", "0.850]"]
+    assert line_of(text, "femur")[-1] == "25.6*"
+    assert "95 %" not in text_table(REPORT)
 
 
 def test_undefined_value_is_a_dash_and_its_reason_a_note():

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,10 +21,14 @@ BOX = example(Task("a & b", "detection", 1), Answer(box=np.array([0.2, 0.2, 0.8,
 CLASS = example(Task("c", "classification", 2), Answer(probs=np.array([0.0, 1.0], np.float32)))
 
 
-def test_a_report_becomes_a_sheet_of_its_drawn_examples(tmp_path):
-    write_report(tmp_path, EMPTY, [BOX, CLASS] + [BOX] * 4)
+def test_a_report_becomes_a_sheet_of_the_middle_case_of_each_task(tmp_path):
+    pale = dataclasses.replace(BOX, image=np.full((40, 60), 200, np.uint8))
+    others = [dataclasses.replace(BOX, task=Task(f"d{k}", "detection", 1)) for k in range(4)]
+    write_report(tmp_path, EMPTY, [BOX, pale, BOX, CLASS, *others])
     pictures = contact_sheet.examples((tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert [title for title, _ in pictures] == ["a & b"] * 5
+    assert [title for title, _ in pictures] == ["a & b", "d0", "d1", "d2", "d3"]
+    brightness = [np.asarray(picture).mean() for _, picture in pictures]
+    assert brightness[0] > 150 > max(brightness[1:])
     contact_sheet.main([str(tmp_path / "report.html"), str(tmp_path / "sheet.png")])
     with Image.open(tmp_path / "sheet.png") as sheet:
         width, height = sheet.size

@@ -1,8 +1,9 @@
 """Loss curves as small SVG drawings, from a run's metrics.jsonl."""
 
+import html
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ PREFIX = "loss/"
 POINTS = 120
 WIDTH, HEIGHT = 320, 150
 LEFT, RIGHT, TOP, BOTTOM = 44, 8, 8, 22
+
+# (step, loss) by step, at least one.
+Points = Sequence[tuple[float, float]]
 
 
 def read_metrics(path: epath.PathLike) -> Iterator[dict[str, Any]]:
@@ -54,23 +58,38 @@ def read_losses(path: epath.PathLike) -> dict[str, list[tuple[int, float]]]:
     return {task_id: sorted(of_task.items()) for task_id, of_task in sorted(losses.items())}
 
 
-def draw_curve(points: Sequence[tuple[int, float]], last: int) -> str:
-    """An SVG element of one curve, styled by the page it stands in.
+def mean_curve(curves: Sequence[Points]) -> list[tuple[float, float]]:
+    """The mean of several curves at all steps of any of them.
+
+    Tasks take turns, so each counts at every step: between its own with a value in between, before
+    its first and after its last with that.
+    """
+    arrays = [np.array(points, float).T for points in curves]
+    steps = np.unique(np.concatenate([at for at, _ in arrays]))
+    mean = np.mean([np.interp(steps, at, losses) for at, losses in arrays], axis=0)
+    return list(zip(steps.tolist(), mean.tolist(), strict=True))
+
+
+def last_step(curves: Mapping[str, Points]) -> int:
+    """The step at which the axis of curves of one run ends, 1 or more."""
+    return int(max([1, *(points[-1][0] for points in curves.values())]))
+
+
+def draw_curves(curves: Sequence[tuple[str, Points]], last: int, label: str) -> str:
+    """An SVG element of curves over each other, styled by the page it stands in.
 
     Args:
-        points: (step, loss) by step, at least one.
+        curves: further class and points of each, the first the lowest, at least one.
         last: the step at which the axis ends, 1 or more.
+        label: plain text: what is drawn, for those who have it read aloud.
 
     Returns:
         The element; its parts have the classes axis, label, curve and dot.
     """
-    steps, losses = np.array(points, float).T
-    stretch = np.minimum((steps / last * POINTS).astype(int), POINTS - 1)
-    count = np.bincount(stretch)
-    kept = count > 0
-    xs = np.bincount(stretch, steps)[kept] / count[kept]
-    ys = np.bincount(stretch, losses)[kept] / count[kept]
-    low, high = min(0.0, ys.min()), max(ys.max(), 1e-12)
+    thinned = [(kind, *_thinned(points, last)) for kind, points in curves]
+    lowest = min(ys.min() for _, _, ys in thinned)
+    highest = max(ys.max() for _, _, ys in thinned)
+    low, high = min(0.0, lowest), max(highest, 1e-12)
 
     def across(step: float) -> float:
         return LEFT + step / last * (WIDTH - LEFT - RIGHT)
@@ -82,13 +101,28 @@ def draw_curve(points: Sequence[tuple[int, float]], last: int) -> str:
     for value in (low, (low + high) / 2, high):
         y = down(value)
         parts.append(f'<path class="axis" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
-        label = f'<text class="label" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">'
-        parts.append(f"{label}{value:.3g}</text>")
+        text = f'<text class="label" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">'
+        parts.append(f"{text}{value:.3g}</text>")
     for step, anchor in ((0, "start"), (last, "end")):
-        label = f'<text class="label" x="{across(step):.1f}" y="{HEIGHT - 6}"'
-        parts.append(f'{label} text-anchor="{anchor}">{step:,}</text>')
-    line = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in zip(xs, ys, strict=True))
-    parts.append(f'<polyline class="curve" points="{line}"/>')
-    if len(xs) == 1:
-        parts.append(f'<circle class="dot" cx="{across(xs[0]):.1f}" cy="{down(ys[0]):.1f}" r="3"/>')
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{"".join(parts)}</svg>'
+        text = f'<text class="label" x="{across(step):.1f}" y="{HEIGHT - 6}"'
+        parts.append(f'{text} text-anchor="{anchor}">{step:,}</text>')
+    for kind, xs, ys in thinned:
+        line = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in zip(xs, ys, strict=True))
+        parts.append(f'<polyline class="{f"curve {kind}".strip()}" points="{line}"/>')
+        if len(xs) == 1:
+            place = f'cx="{across(xs[0]):.1f}" cy="{down(ys[0]):.1f}"'
+            parts.append(f'<circle class="{f"dot {kind}".strip()}" {place} r="3"/>')
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(label)}">'
+        f"{''.join(parts)}</svg>"
+    )
+
+
+def _thinned(points: Points, last: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean steps and losses of the stretches that have any: float64 [up to POINTS] each."""
+    steps, losses = np.array(points, float).T
+    stretch = np.minimum((steps / last * POINTS).astype(int), POINTS - 1)
+    count = np.bincount(stretch)
+    kept = count > 0
+    xs, ys = (np.bincount(stretch, values)[kept] / count[kept] for values in (steps, losses))
+    return xs, ys

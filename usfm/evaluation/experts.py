@@ -8,6 +8,8 @@ from etils import epath
 from usfm.evaluation.curves import read_metrics
 
 PREFIX = "routing/"
+# Share of the accent colour in the darkest cell, in %: the number on it stays easy to read.
+DARKEST = 45
 
 
 def read_routing(path: epath.PathLike) -> dict[str, list[float]]:
@@ -29,7 +31,7 @@ def routing_rows(shares: Mapping[str, Sequence[float]]) -> list[str]:
     for task_id, row in shares.items():
         cells = "".join(
             f'<td class="number" style="background: color-mix(in srgb, var(--accent) '
-            f'{55 * share / largest:.0f}%, transparent)">{100 * share:.0f}</td>'
+            f'{DARKEST * share / largest:.0f}%, transparent)">{100 * share:.0f}</td>'
             for share in row
         )
         rows.append(f"<tr><td>{html.escape(task_id)}</td>{cells}</tr>")

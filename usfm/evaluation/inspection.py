@@ -17,7 +17,7 @@ from usfm.evaluation.balance import Share, shares
 from usfm.evaluation.files import write_atomically
 from usfm.evaluation.leaks import Check, check_leaks
 from usfm.evaluation.overlay import Example, caption, draw
-from usfm.evaluation.page import page, picture, table
+from usfm.evaluation.page import folded, page, picture, table
 from usfm.evaluation.prediction import truth
 from usfm.tasks import Task
 
@@ -26,7 +26,6 @@ SIDE = 320  # longest side of an example in pixels: sharp at twice the size it i
 BINS = 12  # of the sizes, at most
 PLURALS = {"point": "s", "class": "es"}
 STYLE = """
-h3 { margin: 1.5rem 0 .5rem; font-size: 1rem; }
 .sheet { display: grid; gap: .6rem; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); }
 .sheet figure { padding: .4rem; }
 .sheet figure img { height: 9rem; margin: 0 0 .3rem; }
@@ -82,7 +81,8 @@ def _tasks(folder: Folder, splits: Splits) -> str:
         lines.append(_line((task.id, task.type, task.group, labels), counts))
     head = ("task", "type", "clinical group", "labels", "rows", "images", "groups", "unlabelled")
     return (
-        table([*head, *PARTS], lines, 4 + len(PARTS)) + "<p>Images: different ones. Groups: "
+        table("Tasks", [*head, *PARTS], lines, 4 + len(PARTS))
+        + "<p>Images: different ones. Groups: "
         "patients, videos or images that stay on one side of every split.</p>"
     )
 
@@ -97,7 +97,9 @@ def _kinds(folder: Folder, splits: Splits) -> str:
     for kind, tasks in kinds.items():
         rows = [row for task in tasks for row in folder.rows[task.id]]
         lines.append(_line(kind, (len(tasks), len(rows), *_by_part(rows, splits))))
-    return table(["", "name", "tasks", "rows", *PARTS], lines, 2 + len(PARTS))
+    return table(
+        "Types and clinical groups", ["", "name", "tasks", "rows", *PARTS], lines, 2 + len(PARTS)
+    )
 
 
 def _by_part(rows: Sequence[Row], splits: Splits) -> list[int]:
@@ -164,7 +166,7 @@ def _sizes(folder: Folder) -> str:
     head = ["task", "smallest", "most common", "largest", "different"]
     return (
         f'<div class="cards">{_card("longer side of all images", histogram)}</div>'
-        f"<h3>Width x height in pixels</h3>{table(head, lines, 1)}"
+        f"<h3>Width x height in pixels</h3>{table('Image sizes', head, lines, 1)}"
     )
 
 
@@ -216,4 +218,4 @@ def _skipped(folder: Folder) -> str:
     lines = "".join(f"<li>{html.escape(str(fault))}</li>" for fault in folder.skipped)
     number = len(folder.skipped)
     summary = f"{number:,} fault{'s' if number > 1 else ''}"
-    return f"<details><summary>{summary}</summary><ul>{lines}</ul></details>"
+    return folded(summary, f"<ul>{lines}</ul>")

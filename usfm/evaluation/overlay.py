@@ -6,14 +6,15 @@ import cv2
 import numpy as np
 
 from usfm.data.image import resize_image, resize_mask
+from usfm.evaluation.cases import Case
 from usfm.evaluation.prediction import Answer, content
 from usfm.tasks import Task
 
 # RGB. Told apart by people of any colour vision, on grey and on black.
 TRUTH = (86, 200, 255)
 PREDICTED = (255, 160, 40)
-# Longest side of the picture in pixels: sharp at twice the size it is shown at.
-SIDE = 640
+# Longest side of the picture in pixels: of three a task, so that a page stays at a few MB.
+SIDE = 480
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Example:
         image: uint8 [H, W], [H, W, 1] or [H, W, 3], of any size but the original's shape.
         truth: the truth; None where it is not known.
         predicted: the answer; None where there is none, or nothing but the labels is to be shown.
+        case: why this row is shown; None where it is any.
     """
 
     task: Task
@@ -33,6 +35,7 @@ class Example:
     image: np.ndarray
     truth: Answer | None
     predicted: Answer | None = None
+    case: Case | None = None
 
 
 def draw(example: Example, side: int = SIDE) -> np.ndarray:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 import usfm
 from usfm.evaluation.files import write_atomically
-from usfm.evaluation.page import page
+from usfm.evaluation.page import page, scrolled
 from usfm.study.advise import Advice, recommended
 from usfm.study.affinity import Affinity
 from usfm.study.agreement import Agreement
@@ -35,9 +35,7 @@ STYLE = """
 .figure svg { width: auto; margin: 0 auto; }
 .claim b { display: block; }
 .verdict { font-weight: 650; color: var(--ink); }
-pre { overflow-x: auto; padding: .8rem; background: var(--card); border: 1px solid var(--line);
-  border-radius: .6rem; font-size: .85rem; }
-h3 { margin: 1.2rem 0 .2rem; font-size: 1rem; }
+pre { margin: 0; padding: .8rem; font-size: .85rem; }
 """
 SIGNS = {SUPPORTED: "✓", CONTRADICTED: "✗"}
 
@@ -73,7 +71,7 @@ def write_report(
         text = svg(figure)
         write_atomically(workdir / "figures" / f"{name}.svg", text.encode())
         label = html.escape(caption)
-        return f'<div class="scroll figure">{inline(text, label)}</div><p>{label}</p>'
+        return f"{scrolled(f'Figure {name}', inline(text, label), 'figure')}<p>{label}</p>"
 
     sections = [
         ("Claims of the paper", _claims(analysis.claims)),
@@ -185,9 +183,14 @@ def _plan(advice: Mapping[float, Advice]) -> str:
         return said("No plan is advised: that takes the recorded gradients of runs of all tasks.")
     return "".join(
         f"<h3>At {html.escape(share(fraction))}</h3>{advice_table(of_fraction)}"
-        f"<pre>{html.escape(recommended_command(CONFIG, recommended(of_fraction), fraction))}</pre>"
+        f"{_command(of_fraction, fraction)}"
         for fraction, of_fraction in sorted(advice.items())
     )
+
+
+def _command(advice: Advice, fraction: float) -> str:
+    text = recommended_command(CONFIG, recommended(advice), fraction)
+    return scrolled("Command", f"<pre>{html.escape(text)}</pre>")
 
 
 def _routing(study: Study, routing: np.ndarray | None, show: Show) -> str:

@@ -4,7 +4,7 @@ import html
 import math
 from collections.abc import Sequence
 
-from usfm.evaluation.page import table
+from usfm.evaluation.page import folded, table
 from usfm.evaluation.table import number
 from usfm.study.advise import Advice
 from usfm.study.gains import Gain
@@ -38,8 +38,8 @@ def means_table(analysis: Analysis) -> str:
         f"{100 * line.spread:.1f} points [{100 * line.low:.1f}, {100 * line.high:.1f}]."
         for line in analysis.consistency
     ]
-    shown = table(["", "of", "plan", "data", "tasks", "mean gain"], rows, 2)
-    return _folded(f"{len(rows)} means", shown) + (bullets(spread, "") if spread else "")
+    shown = table("Mean gains", ["", "of", "plan", "data", "tasks", "mean gain"], rows, 2)
+    return folded(f"{len(rows)} means", shown) + (bullets(spread, "") if spread else "")
 
 
 def advice_table(advice: Advice) -> str:
@@ -65,9 +65,9 @@ def advice_table(advice: Advice) -> str:
     )
     gain = "gain" if measured else "help"
     head = ["task", "advice", "together with", gain, f"{gain} in its clinical group"]
-    shown = table([*head, f"{gain} with all", "sureness"], rows, 4)
+    shown = table("Advice", [*head, f"{gain} with all", "sureness"], rows, 4)
     why = f"{unit} Sureness: how often resampled steps and seeds lead to the same advice."
-    return said(why) + _folded(f"{len(rows)} tasks", shown)
+    return said(why) + folded(f"{len(rows)} tasks", shown)
 
 
 def gains_table(gains: Sequence[Gain]) -> str:
@@ -77,7 +77,7 @@ def gains_table(gains: Sequence[Gain]) -> str:
     head = ["task", "type", "group", "plan", "data", "verdict", "metric", "own model", "plan's"]
     head += ["gain", "p (Holm)", "training rows", "test rows", "seeds"]
     rows = [_row(*_told(gain)) for gain in sorted(gains, key=lambda g: (g.fraction, g.task, g.arm))]
-    return _folded(f"{len(rows)} gains", table(head, rows, 7))
+    return folded(f"{len(rows)} gains", table("All gains", head, rows, 7))
 
 
 def _told(gain: Gain) -> tuple[list[str], list[str]]:
@@ -97,7 +97,3 @@ def _row(texts: Sequence[str], numbers: Sequence[str]) -> str:
     cells = [f"<td>{html.escape(text)}</td>" for text in texts]
     cells += [f'<td class="number">{html.escape(text)}</td>' for text in numbers]
     return f"<tr>{''.join(cells)}</tr>"
-
-
-def _folded(summary: str, text: str) -> str:
-    return f"<details><summary>{summary}</summary>{text}</details>"
