@@ -42,7 +42,7 @@ def test_help_names_our_flags_and_all_modes_at_once():
     assert cpu_seconds() - before < 2
     for flag in ("--config", "--workdir", "--mode", "--[no]version"):
         assert f"  {flag}:" in text
-    for mode in ("train", "evaluate", "predict", "study", "advise"):
+    for mode in ("train", "evaluate", "predict", "study", "advise", "compare"):
         assert f"--mode={mode} " in text
 
 
@@ -76,7 +76,7 @@ def test_reading_the_command_line_does_not_wait_for_jax():
         ),
         (
             "--mode=trian",
-            "--mode=trian: value should be one of <train|evaluate|predict|study|advise>",
+            "--mode=trian: value should be one of <train|evaluate|predict|study|advise|compare>",
         ),
         ("--wrkdir=3", "Unknown command line flag 'wrkdir'. Did you mean: workdir ?"),
     ],
@@ -90,6 +90,18 @@ def test_a_wrong_flag_is_answered_by_the_right_one(argument, told, tmp_path):
     [
         ([CONFIG], "--workdir=DIR is missing; see --help"),
         (["--workdir=runs/x"], "--config=configs/NAME.py is missing; see --help"),
+        (
+            ["--workdir=runs/x", "--mode=compare", "--compare=runs/a"],
+            "--mode=compare and --compare=RUN_A,RUN_B (two or more) go together",
+        ),
+        (
+            [CONFIG, "--workdir=runs/x", "--compare=runs/a,runs/b"],
+            "--mode=compare and --compare=RUN_A,RUN_B (two or more) go together",
+        ),
+        (
+            ["--workdir=runs/x", "--mode=compare", "--compare=runs/a,runs/b"],
+            "there is no workdir runs/a: correct its name",
+        ),
         (
             ["--config=configs/fmuia.py"],
             "there is no config file 'configs/fmuia.py'; did you mean 'configs/fm_uia.py'",

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import jax
@@ -79,7 +80,11 @@ def test_a_finished_run_is_scored_on_all_tasks_before_and_after(trained):
     assert before["tasks"].keys() == report["tasks"].keys()
     assert before["tasks"] != report["tasks"]
     assert before["trivial"] == {}
-    assert "<svg" in (trained / "report.html").read_text()
+    page = (trained / "report.html").read_text()
+    assert "<svg" in page
+    for task in folder.tasks:
+        cases = re.findall(f'<figure data-task="{task.id}".*?<b>(\\w+): ', page)
+        assert cases == ["best", "median", "worst"]
 
 
 def test_every_score_of_a_row_is_in_the_csv(trained):
@@ -123,6 +128,8 @@ def test_scores_are_those_of_the_averaged_parameters(workdir, monkeypatch):
     modes.run_evaluate(config, workdir)
     before = report_of(workdir)
     assert list(before["tasks"]) == TWO.split(",")
+    assert not (workdir / "evaluation_previous.json").exists()
+    assert "Previous:" not in (workdir / "report.html").read_text()
     restore = Checkpoints.restore_parts
 
     def changed(checkpoints, step, abstract):
@@ -134,6 +141,9 @@ def test_scores_are_those_of_the_averaged_parameters(workdir, monkeypatch):
     monkeypatch.setattr(Checkpoints, "restore_parts", changed)
     modes.run_evaluate(config, workdir)
     after = report_of(workdir)
+    # What was written over is kept, and shown beside what replaced it.
+    assert json.loads((workdir / "evaluation_previous.json").read_text()) == before
+    assert "Previous:" in (workdir / "report.html").read_text()
     assert close(after["tasks"]["breast_2cls"], before["tasks"]["breast_2cls"])
     folder, splits = folder_and_splits(workdir)
     rows = rows_in(folder, splits, "val")["lung_2cls"]

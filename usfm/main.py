@@ -7,6 +7,7 @@
 --mode=predict   answers every row of data.root, with or without labels: predictions/
 --mode=study     trains what configs/study.py compares: gains.csv, study.html
 --mode=advise    says which tasks to train together, from a run with multitask.record=True
+--mode=compare   puts the runs of --compare=RUN_A,RUN_B side by side, without a config: compare.html
 
 SIGTERM saves a checkpoint and ends with exit code 75: the same command goes on from there.
 python tools/print_config.py configs/NAME.py prints every field that --config.FIELD can set.
@@ -22,8 +23,9 @@ from ml_collections import config_flags
 
 import usfm
 from usfm import command
+from usfm.errors import UserError
 
-MODES = ("train", "evaluate", "predict", "study", "advise")
+MODES = ("train", "evaluate", "predict", "study", "advise", "compare")
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment, such as configs/fm_uia.py or configs/fm_uia.py:debug; any "
@@ -31,6 +33,10 @@ _CONFIG = config_flags.DEFINE_config_file(
 )  # fmt: skip
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run keeps all that it writes.")
 _MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
+_COMPARE = flags.DEFINE_list(
+    "compare", [], "Workdirs that --mode=compare puts side by side, the first as what the others "
+    "are compared with: RUN_A,RUN_B."
+)  # fmt: skip
 _VERSION = flags.DEFINE_bool("version", False, "Print the version and stop.")
 
 
@@ -42,11 +48,17 @@ def main() -> None:
     begins = _MODE.value in ("train", "study")
     config = command.given(_CONFIG) if begins else _CONFIG.value
     workdir = pathlib.Path(command.given(_WORKDIR)).expanduser()
+    compares = _MODE.value == "compare"
+    if compares != bool(_COMPARE.value) or len(_COMPARE.value) == 1:
+        raise UserError("--mode=compare and --compare=RUN_A,RUN_B (two or more) go together")
 
     logging.set_verbosity(logging.WARNING)  # orbax tells each of its moves
     from usfm import config as usfm_config
     from usfm import modes
 
+    if compares:
+        modes.run_compare([pathlib.Path(run).expanduser() for run in _COMPARE.value], workdir)
+        return
     if not begins:
         # A workdir knows how it was trained; only what is said on the command line changes that.
         changed = config_flags.get_override_values(flags.FLAGS["config"]) if config else {}

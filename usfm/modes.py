@@ -3,6 +3,7 @@
 import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -19,12 +20,15 @@ from usfm.data.unlabelled import folder_of_images
 from usfm.errors import UserError
 from usfm.evaluation import trivial
 from usfm.evaluation.cases import choose
+from usfm.evaluation.compare import compare, text_comparison
+from usfm.evaluation.compare_page import write_comparison
 from usfm.evaluation.evaluate import Evaluation, Trivial, evaluate, write
 from usfm.evaluation.files import write_atomically
 from usfm.evaluation.overlay import Example
 from usfm.evaluation.predict import Predictor, make_predictor, programs_of
 from usfm.evaluation.prediction import truth
 from usfm.evaluation.report import BESIDE, write_report
+from usfm.evaluation.runs import read_json, read_run
 from usfm.evaluation.submission import write_submission
 from usfm.evaluation.table import text_table
 from usfm.tasks import Task
@@ -88,15 +92,10 @@ def run_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
             f"{config.data.root} has no labelled row in part '{part}'; set evaluate.part to "
             "another of val, test and all"
         )
+    held = _held(workdir)
     result = _score(predictor, folder, splits, rows, floors)
+    beside = _beside(workdir, held, result)
     write(result, workdir)
-    beside = {}
-    for name in BESIDE:
-        path = workdir / f"evaluation_{name}.json"
-        other = json.loads(path.read_text()) if path.exists() else {}
-        # One of other rows cannot be compared with this one.
-        if other.get("parts") == result.report["parts"]:
-            beside[name] = other
     examples = list(_examples(predictor, folder, rows, result))
     write_report(workdir, result.report, examples, beside=beside)
     print(text_table(result.report, beside))
@@ -145,6 +144,14 @@ def advise(config: ConfigDict, workdir: pathlib.Path) -> None:
     print(describe(run_advise(workdir, folder.tasks, counts)))
 
 
+def run_compare(runs: Sequence[pathlib.Path], workdir: pathlib.Path) -> None:
+    """Puts runs that were scored side by side: compare.html, a table. Needs no config."""
+    comparison = compare([read_run(run) for run in runs])
+    write_comparison(workdir / "compare.html", comparison)
+    print(text_comparison(comparison))
+    print(f"\nreport: {workdir / 'compare.html'}")
+
+
 MODES = {
     "train": run_train,
     "evaluate": run_evaluate,
@@ -182,6 +189,25 @@ def _score(
         part_of=splits.part,
         group_of=splits.group,
     )
+
+
+def _held(workdir: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """The evaluations that a workdir holds: now, and those beside it."""
+    paths = {name: workdir / f"evaluation_{name}.json" for name in BESIDE}
+    paths["now"] = workdir / "evaluation.json"
+    return {name: read_json(path) for name, path in paths.items() if path.exists()}
+
+
+def _beside(
+    workdir: pathlib.Path, held: Mapping[str, dict[str, Any]], result: Evaluation
+) -> dict[str, dict[str, Any]]:
+    """Keeps what will be written over, where it differs; those of `held` on the same rows."""
+    beside = {name: held[name] for name in BESIDE if name in held}
+    if "now" in held and held["now"] != json.loads(json.dumps(result.report)):
+        beside["previous"] = held["now"]
+        kept = workdir / "evaluation_previous.json"
+        write_atomically(kept, (workdir / "evaluation.json").read_bytes())
+    return {n: one for n, one in beside.items() if one.get("parts") == result.report["parts"]}
 
 
 def _examples(
