@@ -195,12 +195,18 @@ def parse() -> type[Page]:
 
 
 @pytest.fixture
-def check_drawn(tmp_path) -> Callable[[pathlib.Path, int], None]:
-    """Checks in Chromium that a page draws so many images and figures, without any fault."""
+def browse(tmp_path) -> pages.Browse:
+    """Opens a page in Chromium; see pages.browse."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome") or ""
     if not chromium:
         pytest.skip("there is no Chromium (Debian: apt install chromium)")
-    return functools.partial(pages.check_drawn, chromium, scratch=tmp_path)
+    return functools.partial(pages.browse, chromium, scratch=tmp_path)
+
+
+@pytest.fixture
+def check_drawn(browse) -> Callable[[pathlib.Path, int], None]:
+    """Checks in Chromium that a page draws so many images and figures, without any fault."""
+    return functools.partial(pages.check_drawn, browse)
 
 
 @dataclasses.dataclass(frozen=True)

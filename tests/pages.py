@@ -6,7 +6,10 @@ import json
 import pathlib
 import re
 import subprocess
+from collections.abc import Callable
 from typing import Any
+
+from PIL import Image
 
 # What may close itself: elements of HTML that have no content, and those of SVG.
 VOID = {"meta", "br", "img", "path", "polyline", "circle", "rect", "use", "image", "g"}
@@ -32,6 +35,7 @@ addEventListener("load", () => {
     first: [reached[0].textContent, reached[0].getBoundingClientRect().left >= 0],
     height: root.scrollHeight});
   reached[0].blur();
+  document.getElementById("{section}")?.scrollIntoView({behavior: "instant"});
 });</script>"""
 # A window is 500 pixels wide or more, a frame in it of any width.
 FRAME = """<!DOCTYPE html><html style="color-scheme: light dark"><body style="margin: 0"><iframe
@@ -88,6 +92,7 @@ def browse(
     *,
     scratch: pathlib.Path,
     dark: bool = False,
+    section: str = "",
 ) -> dict[str, Any]:
     """Opens a page in Chromium.
 
@@ -95,12 +100,16 @@ def browse(
         chromium: the program.
         page: the file.
         size: width and height of the window in pixels.
-        scratch: a folder for what the browser writes, a picture of the window among it:
-            screenshot.png, of `size` at its top left.
+        scratch: a folder for what the browser writes.
         dark: whether the reader prefers dark pages.
+        section: id of the element that the picture begins with; "" = the top of the page.
+
+    Returns:
+        What WATCH saw; "console": its lines; "picture": of the window, an RGB image.
     """
     width, height = size
-    text = html.escape(page.read_text().replace("<head>", f"<head>{WATCH}", 1))
+    watch = WATCH.replace("{section}", section)
+    text = html.escape(page.read_text().replace("<head>", f"<head>{watch}", 1))
     watched = scratch / "watched.html"
     watched.write_text(FRAME.format(width=width, height=height, page=text))
     arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
@@ -118,10 +127,16 @@ def browse(
     seen = re.search(r'data-seen="([^"]*)"', done.stdout)
     assert seen, done.stdout[:500] + done.stderr
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    return json.loads(html.unescape(seen[1])) | {"console": console}
+    with Image.open(scratch / "screenshot.png") as picture:
+        picture = picture.convert("RGB").crop((0, 0, width, height))
+    return json.loads(html.unescape(seen[1])) | {"console": console, "picture": picture}
 
 
-def check_drawn(chromium: str, page: pathlib.Path, drawings: int, *, scratch: pathlib.Path) -> None:
+# `browse`, but for what is the same for all pages.
+Browse = Callable[..., dict[str, Any]]
+
+
+def check_drawn(browse: Browse, page: pathlib.Path, drawings: int) -> None:
     """Opens a page wide, on a phone and dark, which asks of it:
 
     no fault and no word on the console, every drawing visible, nothing wider than the window but
@@ -132,10 +147,7 @@ def check_drawn(chromium: str, page: pathlib.Path, drawings: int, *, scratch: pa
         "phone": ((390, 844), False),
         "dark": ((1200, 900), True),
     }
-    seen = {
-        name: browse(chromium, page, size, scratch=scratch, dark=dark)
-        for name, (size, dark) in looks.items()
-    }
+    seen = {name: browse(page, size, dark=dark) for name, (size, dark) in looks.items()}
     for name, found in seen.items():
         assert (found["faults"], found["console"], found["overflows"]) == ([], [], False), name
         assert found["out_of_reach"] == [], name

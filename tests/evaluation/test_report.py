@@ -1,15 +1,20 @@
 import csv
 import dataclasses
 import json
+import os
+import pathlib
 import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from usfm.evaluation.evaluate import evaluate
 from usfm.evaluation.overlay import Example
 from usfm.evaluation.prediction import truth
 from usfm.evaluation.report import write_report
+
+DOCS = pathlib.Path(__file__).parents[2] / "docs"
 
 
 @pytest.fixture
@@ -132,3 +137,31 @@ def test_page_is_drawn_by_a_browser(workdir, report, examples, check_drawn):
     write_report(workdir, report, examples)
     text = (workdir / "report.html").read_text()
     check_drawn(workdir / "report.html", text.count("<svg") + text.count("<img"))
+
+
+# The part of the page, the size of the window and whether it is dark.
+LOOKS = {
+    "desktop": ("", (1200, 1500), False),
+    "phone": ("", (390, 1500), False),
+    "dark": ("examples", (1200, 1500), True),
+}
+
+
+def test_page_looks_as_in_the_docs(workdir, report, examples, browse, tmp_path):
+    """Takes the pictures that docs/ shows.
+
+    REPORT=RUN/report.html pytest -k looks_as_in_the_docs takes them of that page, into docs/.
+    """
+    shown = os.environ.get("REPORT")
+    write_report(workdir, report, examples)
+    for name, (section, size, dark) in LOOKS.items():
+        page = pathlib.Path(shown) if shown else workdir / "report.html"
+        picture = browse(page, size, dark=dark, section=section)["picture"]
+        assert picture.size == size
+        grey = np.asarray(picture.convert("L"))
+        assert (grey[1, 1] < 64) == dark
+        assert grey.std() > 5  # something is drawn on the ground
+        file = (DOCS if shown else tmp_path) / f"report-{name}.png"
+        few = picture.quantize(128, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+        few.save(file, optimize=True)
+        assert file.stat().st_size < 400_000

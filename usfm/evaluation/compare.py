@@ -181,7 +181,8 @@ def summary(comparison: Comparison) -> list[str]:
         better, worse = verdicts.count("better"), verdicts.count("worse")
         rest = len(verdicts) - better - worse
         sentences.append(
-            f"{name} beside {first}: better on {better} tasks, worse on {worse}, undecided on {rest}."
+            f"{name} beside {first}: better on {better} tasks, worse on {worse}, undecided on "
+            f"{rest}."
         )
     return sentences
 

@@ -30,6 +30,7 @@ a { color: var(--accent); }
 .skip:focus { left: 1rem; top: .5rem; padding: .3rem .6rem; background: var(--card); }
 nav { display: flex; flex-wrap: wrap; gap: .25rem 1rem; margin-top: .75rem; font-size: .9rem; }
 nav a { padding: .2rem 0; }
+section { scroll-margin-top: 1rem; }
 h1 { margin: 0; font-size: 1.7rem; overflow-wrap: anywhere; }
 h2 { margin: 2.5rem 0 .75rem; font-size: 1.2rem; }
 h3 { margin: 1.2rem 0 .4rem; font-size: 1rem; overflow-wrap: anywhere; }
@@ -49,7 +50,7 @@ tr.more td { border-top: 0; padding-top: 0; color: var(--soft); font-size: .9rem
   margin: 0 -.4rem; }
 .best small { font-weight: 400; margin-left: .9rem; }
 .cards { display: grid; gap: 1rem;
-  grid-template-columns: repeat(auto-fill, minmax(min(17rem, 100%), 1fr)); }
+  grid-template-columns: repeat(auto-fill, minmax(min(15rem, 100%), 1fr)); }
 figure { margin: 0; padding: .8rem; background: var(--card); border: 1px solid var(--line);
   border-radius: .6rem; overflow-wrap: anywhere; font-size: .85rem; }
 figure b { color: var(--ink); font-size: .95rem; }
@@ -65,6 +66,7 @@ svg { display: block; width: 100%; margin-top: .4rem; }
   border-radius: .2em; }
 summary { cursor: pointer; color: var(--accent); margin: .75rem 0; }
 code { font-size: .85rem; }
+@media (max-width: 40rem) { th, td { padding: .4rem .5rem; } }
 @media print {
   body { max-width: none; padding: 0; font-size: .8rem; }
   nav, .skip { display: none; }

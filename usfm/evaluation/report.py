@@ -32,9 +32,11 @@ from usfm.evaluation.table import (
 STYLE = f"""
 .truth {{ background: rgb{TRUTH}; }}
 .predicted {{ background: rgb{PREDICTED}; }}
-.cases {{ display: grid; grid-auto-flow: column; grid-auto-columns: minmax(16rem, 1fr);
+.cases {{ display: grid; grid-auto-flow: column; grid-auto-columns: minmax(16rem, 23rem);
   background: none; border: 0; gap: 1rem; scroll-snap-type: x proximity; }}
 .cases figure {{ scroll-snap-align: start; }}
+@media (max-width: 40rem) {{
+  #results td:nth-child(2), #results th:nth-child(2) {{ display: none; }} }}
 @media print {{ .cases {{ grid-auto-columns: 1fr; }} .cases img {{ height: 9rem; }} }}
 """
 BESIDE = {
@@ -90,7 +92,7 @@ def _read_json(path: epath.Path) -> dict | None:
 
 def _results(evaluation: Mapping, beside: Mapping[str, Mapping]) -> str:
     """What tasks are compared by as a table, and all metrics as one to be opened."""
-    columns = [*beside, "model", "trivial"]
+    columns = ["model", "trivial", *beside]
     head = ["task", "type", "n", "metric", *columns]
     lines = table_lines(evaluation, beside)
     first = [line for line in lines if line.metric == PRIMARY[line.type]]
