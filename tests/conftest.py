@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 # XLA's own passes run, LLVM's do not: programs compile in a third of the time, and run slower. Here
@@ -195,7 +196,7 @@ def parse() -> type[Page]:
 
 
 @pytest.fixture
-def browse(tmp_path) -> pages.Browse:
+def browse(tmp_path) -> Callable[..., dict[str, Any]]:
     """Opens a page in Chromium; see pages.browse."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome") or ""
     if not chromium:
@@ -205,8 +206,24 @@ def browse(tmp_path) -> pages.Browse:
 
 @pytest.fixture
 def check_drawn(browse) -> Callable[[pathlib.Path, int], None]:
-    """Checks in Chromium that a page draws so many images and figures, without any fault."""
-    return functools.partial(pages.check_drawn, browse)
+    """Opens a page that shows so many images and figures wide, on a phone and dark.
+
+    It must tell no fault, draw all of them, and be no wider than the window but in boxes that the
+    keyboard reaches; the first thing that this reaches is a link past the head.
+    """
+
+    def check(page: pathlib.Path, drawings: int) -> None:
+        wide, dark = (browse(page, (1200, 900), dark=dark) for dark in (False, True))
+        phone = browse(page, (390, 844))
+        for seen in (wide, phone, dark):
+            assert (seen["faults"], seen["console"], seen["overflows"]) == ([], [], False)
+            assert seen["drawn"] == drawings > 0
+            assert seen["out_of_reach"] == []
+            assert seen["first"] == ["Skip to the content", True]
+        assert phone["scrolling"] > 0
+        assert wide["background"] != dark["background"]
+
+    return check
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,6 @@ import json
 import pathlib
 import re
 import subprocess
-from collections.abc import Callable
 from typing import Any
 
 from PIL import Image
@@ -130,28 +129,3 @@ def browse(
     with Image.open(scratch / "screenshot.png") as picture:
         picture = picture.convert("RGB").crop((0, 0, width, height))
     return json.loads(html.unescape(seen[1])) | {"console": console, "picture": picture}
-
-
-# `browse`, but for what is the same for all pages.
-Browse = Callable[..., dict[str, Any]]
-
-
-def check_drawn(browse: Browse, page: pathlib.Path, drawings: int) -> None:
-    """Opens a page wide, on a phone and dark, which asks of it:
-
-    no fault and no word on the console, every drawing visible, nothing wider than the window but
-    in boxes that the keyboard reaches, and as the first thing it reaches a link past the head.
-    """
-    looks = {
-        "wide": ((1200, 900), False),
-        "phone": ((390, 844), False),
-        "dark": ((1200, 900), True),
-    }
-    seen = {name: browse(page, size, dark=dark) for name, (size, dark) in looks.items()}
-    for name, found in seen.items():
-        assert (found["faults"], found["console"], found["overflows"]) == ([], [], False), name
-        assert found["out_of_reach"] == [], name
-        assert found["first"] == ["Skip to the content", True], name
-        assert found["drawn"] == drawings > 0, name
-    assert seen["phone"]["scrolling"] > 0
-    assert seen["wide"]["background"] != seen["dark"]["background"]

@@ -128,8 +128,6 @@ def test_scores_are_those_of_the_averaged_parameters(workdir, monkeypatch):
     modes.run_evaluate(config, workdir)
     before = report_of(workdir)
     assert list(before["tasks"]) == TWO.split(",")
-    assert not (workdir / "evaluation_previous.json").exists()
-    assert "Previous:" not in (workdir / "report.html").read_text()
     restore = Checkpoints.restore_parts
 
     def changed(checkpoints, step, abstract):
@@ -141,14 +139,27 @@ def test_scores_are_those_of_the_averaged_parameters(workdir, monkeypatch):
     monkeypatch.setattr(Checkpoints, "restore_parts", changed)
     modes.run_evaluate(config, workdir)
     after = report_of(workdir)
-    # What was written over is kept, and shown beside what replaced it.
-    assert json.loads((workdir / "evaluation_previous.json").read_text()) == before
-    assert "Previous:" in (workdir / "report.html").read_text()
     assert close(after["tasks"]["breast_2cls"], before["tasks"]["breast_2cls"])
     folder, splits = folder_and_splits(workdir)
     rows = rows_in(folder, splits, "val")["lung_2cls"]
     first = np.mean([row.label == 0 for row in rows])
     assert after["tasks"]["lung_2cls"]["accuracy"] == pytest.approx(first)
+
+
+def test_an_evaluation_that_another_replaces_is_kept_and_shown_beside_it(tmp_path):
+    first, second = ({"parts": {"val": 3}, "tasks": {"a": {"dsc": v}}} for v in (0.1, 0.2))
+    of_test = second | {"parts": {"test": 3}}
+
+    def replaced_by(report):
+        beside = modes._beside(tmp_path, modes._held(tmp_path), report)
+        (tmp_path / "evaluation.json").write_text(json.dumps(report))
+        return beside
+
+    assert replaced_by(first) == {}
+    assert replaced_by(second) == {"previous": first}
+    assert replaced_by(second) == {"previous": first}  # nothing new was said
+    assert replaced_by(of_test) == {}  # of other rows
+    assert json.loads((tmp_path / "evaluation_previous.json").read_text()) == second
 
 
 def test_what_is_scored_is_what_the_newest_checkpoint_averaged(workdir):

@@ -94,7 +94,7 @@ def run_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
         )
     held = _held(workdir)
     result = _score(predictor, folder, splits, rows, floors)
-    beside = _beside(workdir, held, result)
+    beside = _beside(workdir, held, result.report)
     write(result, workdir)
     examples = list(_examples(predictor, folder, rows, result))
     write_report(workdir, result.report, examples, beside=beside)
@@ -199,15 +199,15 @@ def _held(workdir: pathlib.Path) -> dict[str, dict[str, Any]]:
 
 
 def _beside(
-    workdir: pathlib.Path, held: Mapping[str, dict[str, Any]], result: Evaluation
+    workdir: pathlib.Path, held: Mapping[str, dict[str, Any]], report: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """Keeps what will be written over, where it differs; those of `held` on the same rows."""
+    """Keeps what `report` is to replace, if that says another thing; those on the same rows."""
     beside = {name: held[name] for name in BESIDE if name in held}
-    if "now" in held and held["now"] != json.loads(json.dumps(result.report)):
+    if "now" in held and held["now"] != json.loads(json.dumps(report)):
         beside["previous"] = held["now"]
         kept = workdir / "evaluation_previous.json"
         write_atomically(kept, (workdir / "evaluation.json").read_bytes())
-    return {n: one for n, one in beside.items() if one.get("parts") == result.report["parts"]}
+    return {name: one for name, one in beside.items() if one.get("parts") == report["parts"]}
 
 
 def _examples(

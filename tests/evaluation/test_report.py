@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from usfm.evaluation.cases import Case
 from usfm.evaluation.evaluate import evaluate
 from usfm.evaluation.overlay import Example
 from usfm.evaluation.prediction import truth
@@ -35,7 +36,7 @@ def examples(folder, guesses):
             answer,
         )
         for row, answer in guesses
-        if row.index == 0
+        if row.index < 3
     ]
 
 
@@ -74,7 +75,7 @@ def test_every_task_is_in_every_section(workdir, report, examples, folder, parse
             assert task_id in page.sections[section].split()
     # A curve a task, and again under its type, over which the type's mean is drawn.
     assert page.curves == 3 * 4
-    assert len(page.images["Examples"]) == 4
+    assert len(page.images["Examples"]) == 3 * 4
 
 
 def test_page_needs_no_network(workdir, report, examples, parse):
@@ -101,11 +102,29 @@ def test_text_is_escaped(workdir, report, examples, parse):
     assert "a <run>" in page.sections[""]
 
 
-def test_before_training_is_shown_where_it_is_known(workdir, report, parse):
-    write_report(workdir, report, [], beside={"before": report})
-    assert "before" in parse((workdir / "report.html").read_text()).sections["Results"].split()
+def test_other_evaluations_are_shown_and_explained_where_they_are_known(workdir, report, parse):
+    write_report(workdir, report, [], beside={"before": report, "previous": report})
+    shown = parse((workdir / "report.html").read_text()).sections["Results"].split()
+    assert {"before", "Before:", "previous", "Previous:"} <= set(shown)
     write_report(workdir, report, [])
-    assert "before" not in parse((workdir / "report.html").read_text()).sections["Results"].split()
+    shown = parse((workdir / "report.html").read_text()).sections["Results"].split()
+    assert {"before", "Before:", "previous", "Previous:"}.isdisjoint(shown)
+
+
+def test_an_interval_stands_beside_the_models_value(workdir, report, parse):
+    known = report["tasks"]["where"] | {"iou": 0.5, "intervals": {"iou": [0.25, 0.75]}}
+    report = report | {"tasks": report["tasks"] | {"where": known}}
+    write_report(workdir, report, [])
+    shown = parse((workdir / "report.html").read_text()).sections["Results"]
+    assert "0.500 [0.250, 0.750]" in shown
+    assert "95 % interval" in shown
+
+
+def test_cases_are_named_with_their_score(workdir, report, examples, parse):
+    case = Case("worst", "k", "mre", 12.34)
+    write_report(workdir, report, [dataclasses.replace(examples[0], case=case)])
+    shown = parse((workdir / "report.html").read_text()).sections["Examples"]
+    assert "worst: mre px 12.3" in shown
 
 
 def test_config_is_listed_by_dotted_name(workdir, report, parse):

@@ -1,6 +1,7 @@
 """Runs side by side: what each scores, and how far another is from the first on the same rows."""
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -157,7 +158,7 @@ def _columns(kind: str, rows: Sequence[Scored]) -> dict[str, np.ndarray]:
     if kind == "classification":
         classes = sum(name.removeprefix("prob_").isdigit() for name in rows[0].scores)
         wanted = ["label", *(f"prob_{c}" for c in range(classes))]
-    return columns([{name: row.scores[name] for name in wanted} for row in rows])
+    return columns([{name: row.scores.get(name, math.nan) for name in wanted} for row in rows])
 
 
 def told(metric: str, found: Difference) -> str:

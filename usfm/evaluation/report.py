@@ -93,13 +93,13 @@ def _read_json(path: epath.Path) -> dict | None:
 def _results(evaluation: Mapping, beside: Mapping[str, Mapping]) -> str:
     """What tasks are compared by as a table, and all metrics as one to be opened."""
     columns = ["model", "trivial", *beside]
-    head = ["task", "type", "n", "metric", *columns]
+    head, numbers = ["task", "type", "metric", *columns, "n"], len(columns) + 1
     lines = table_lines(evaluation, beside)
     first = [line for line in lines if line.metric == PRIMARY[line.type]]
-    shown = table("Results", head, [_row(line, columns) for line in first], len(columns))
+    shown = table("Results", head, [_row(line, columns) for line in first], numbers)
     if len(first) < len(lines):
         rows = [_row(line, columns) for line in lines]
-        every = table("Results, all metrics", head, rows, len(columns))
+        every = table("Results, all metrics", head, rows, numbers)
         shown += folded(f"All metrics ({len(lines)})", every)
     said = "".join(f"<li>{html.escape(note)}</li>" for note in notes(evaluation))
     known = "Brackets: the model's 95 % interval. " if any(line.interval for line in lines) else ""
@@ -114,7 +114,7 @@ def _results(evaluation: Mapping, beside: Mapping[str, Mapping]) -> str:
 def _row(line: Line, columns: Sequence[str]) -> str:
     first = line.metric == PRIMARY[line.type]
     name = f"{titled(line.metric)} {'↓' if line.metric in LOWER_IS_BETTER else '↑'}"
-    told = [line.task_id, line.type, str(line.n)] if first else ["", "", ""]
+    told = [line.task_id, line.type] if first else ["", ""]
     cells = "".join(f"<td>{html.escape(text)}</td>" for text in [*told, name])
     for column in columns:
         kind = "number best" if column in line.best else "number"
@@ -122,6 +122,7 @@ def _row(line: Line, columns: Sequence[str]) -> str:
         if column == "model" and line.interval:
             value += f"<small>{bracket(line.metric, line.interval)}</small>"
         cells += f'<td class="{kind}">{value}</td>'
+    cells += f'<td class="number">{line.n if first else ""}</td>'
     return f"<tr>{cells}</tr>" if first else f'<tr class="more">{cells}</tr>'
 
 
