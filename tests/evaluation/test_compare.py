@@ -155,7 +155,7 @@ def test_the_page_shows_all_of_it_and_is_drawn_by_a_browser(make_run, tmp_path, 
         assert all(id in page.sections[section].split() for id in ("classes", "mask", "where"))
     assert page.curves == 2 * 4
     shown = " ".join(page.sections["Configuration"].split())
-    assert "1 fields differ. field a <b> optimizer.learning_rate 0.001 0.002" in shown
+    assert "Fields that differ: 1. field a <b> optimizer.learning_rate 0.001 0.002" in shown
     check_drawn(path, text.count("<svg"))
 
 

@@ -136,7 +136,7 @@ def _config(comparison: Comparison) -> str:
         for name in differ
     ]
     head = ["field", *comparison.names]
-    return f"<p>{len(rows)} fields differ.</p>" + table("Fields that differ", head, rows, 0)
+    return f"<p>Fields that differ: {len(rows)}.</p>" + table("Fields that differ", head, rows, 0)
 
 
 def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
