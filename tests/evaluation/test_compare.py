@@ -196,6 +196,13 @@ def test_a_workdir_that_is_none_is_named_with_what_to_do(make_run, file, text, t
         read_run(path.parent)
 
 
+def test_a_folder_that_holds_no_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"holds no run \(no evaluation.json\): correct its name$"):
+        read_run(tmp_path)
+    with pytest.raises(UserError, match=r"there is no workdir .*no: correct its name$"):
+        read_run(tmp_path / "no")
+
+
 def test_a_damaged_row_is_named_by_its_line(make_run):
     path = make_run("b").workdir / "evaluation_rows.csv"
     edit(path, lambda text: text + "where,0.png,g,val,iou,much\n")

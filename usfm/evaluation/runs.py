@@ -57,9 +57,11 @@ def read_run(workdir: pathlib.Path) -> Run:
         raise UserError(f"there is no workdir {workdir}: correct its name")
     evaluation = workdir / "evaluation.json"
     if not evaluation.exists():
-        what = "was not scored" if (workdir / "config.json").exists() else "holds no run"
+        if not (workdir / "config.json").exists():
+            raise UserError(f"{workdir} holds no run (no evaluation.json): correct its name")
         raise UserError(
-            f"{workdir} {what} (no evaluation.json): run --workdir={workdir} --mode=evaluate"
+            f"{workdir} was not scored (no evaluation.json): "
+            f"run --workdir={workdir} --mode=evaluate"
         )
     report = read_json(evaluation)
     lacking = {"tasks", "trivial", "parts"} - report.keys()
