@@ -99,10 +99,6 @@ def test_a_wrong_flag_is_answered_by_the_right_one(argument, told, tmp_path):
             "--mode=compare and --compare=RUN_A,RUN_B (two or more) go together",
         ),
         (
-            ["--workdir=runs/x", "--mode=compare", "--compare=runs/a,runs/b"],
-            "there is no workdir runs/a: correct its name",
-        ),
-        (
             ["--config=configs/fmuia.py"],
             "there is no config file 'configs/fmuia.py'; did you mean 'configs/fm_uia.py'",
         ),
