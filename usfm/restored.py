@@ -48,7 +48,7 @@ def restore(
     Args:
         config: of the run.
         workdir: of the run.
-        mesh: any; not that of training.
+        mesh: of any shape, whatever mesh the run had.
         step: of the checkpoint; where it is not given, what evaluate.checkpoint says.
 
     Raises:
