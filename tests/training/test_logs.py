@@ -198,3 +198,22 @@ def test_the_status_has_losses_by_type_mfu_and_the_time_left_and_is_short(
     first, last = lines_of(path)
     assert "mfu" not in first  # it compiles
     assert last["mfu"] == 0.41
+
+
+def test_lines_that_cannot_be_written_are_kept_until_they_can(tmp_path, capsys):
+    path = tmp_path / "run" / "metrics.jsonl"
+    with make(path, every=1) as log:
+        log.note(0, {"val/dsc": 0.5})
+        path.unlink()
+        path.parent.rmdir()
+        path.parent.write_text("in the way")
+        for step in (1, 2):
+            log.add(step, metrics([step, 0]), images=8, waited=0.0)
+        log.flush()
+        assert log.unsaved() == f"{path} lacks what came after step 0"
+        path.parent.unlink()
+        log.add(3, metrics([3, 0]), images=8, waited=0.0)
+        log.flush()
+        assert log.unsaved() == ""
+    assert [line["step"] for line in lines_of(path)] == [1, 2, 3]
+    assert capsys.readouterr().err.count("cannot be written") == 1
