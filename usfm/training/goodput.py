@@ -14,6 +14,7 @@ again (as ML Goodput Measurement by Google Cloud has it, without the time betwee
 here may be a night).
 """
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -32,7 +33,8 @@ def note(workdir: pathlib.Path, event: str, **values: Any) -> None:
     if not processes.is_first():
         return
     line = {"time": round(time.time(), 3), "event": event, **values}
-    with (workdir / FILE).open("a") as file:
+    # A disk that takes nothing is told of by the log, and is no reason to end.
+    with contextlib.suppress(OSError), (workdir / FILE).open("a") as file:
         file.write(json.dumps(line) + "\n")
 
 
