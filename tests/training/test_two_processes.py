@@ -118,7 +118,8 @@ def test_every_row_is_scored_once_and_the_scores_are_the_same(two, one):
         assert of_two.pop("undefined") == of_task.pop("undefined")
         assert of_two == pytest.approx(of_task, rel=1e-6), task
     assert ours == {**theirs, "tasks": ours["tasks"]}
-    rows = [list(csv.reader((of / "evaluation_rows.csv").open())) for of in (two[0], one)]
+    texts = ((of / "evaluation_rows.csv").read_text() for of in (two[0], one))
+    rows = [list(csv.reader(text.splitlines())) for text in texts]
     assert [row[:-1] for row in rows[0]] == [row[:-1] for row in rows[1]]
     our_values, their_values = ([float(row[-1]) for row in of[1:]] for of in rows)
     assert our_values == pytest.approx(their_values, abs=1e-5)  # batches are of other sizes
