@@ -1,5 +1,6 @@
 """What `--mode` chooses: each mode as one function of a config and a workdir."""
 
+import contextlib
 import hashlib
 import json
 import pathlib
@@ -46,7 +47,8 @@ from usfm.training.train import train
 def run_train(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Trains, then scores the model (and before that the untrained one, where asked)."""
     usfm_config.begin(config, workdir)
-    with in_use(workdir):
+    with contextlib.ExitStack() as stack:
+        processes.in_turn(lambda: stack.enter_context(in_use(workdir)))
         _train(config, workdir)
 
 
