@@ -66,7 +66,7 @@ def evaluate(
     part_of: Callable[[Row], str],
     group_of: Callable[[Row], str],
 ) -> Evaluation:
-    """Score answers as they arrive, masks in threads; the result does not depend on their order.
+    """Score answers as they arrive, in threads; the result does not depend on their order.
 
     Of several processes each scores the answers that it has; all call this, and get the same.
 
