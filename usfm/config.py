@@ -138,6 +138,18 @@ def base() -> ConfigDict:
     config.evaluate.before_training = False  # score the untrained model too
     config.evaluate.after_training = True
 
+    config.predict = ConfigDict()  # how images are answered, by evaluate and predict alike
+    # Views of each image whose answers are averaged: sizes, in data.image_size, and the mirrored
+    # image too, for tasks that allow it (data.flip_ok). They cost as many times the time.
+    config.predict.scales = (1.0,)
+    config.predict.flip = False
+    config.predict.overlays = False  # predict draws its answers over the images too
+
+    config.features = ConfigDict()
+    # Whose embedding the routers of mixtures read; "" = the mean of all tasks' (docs/predict.md).
+    config.features.task = ""
+    config.features.format = "npz"  # a file an image; or zarr: one array for all
+
     config.mesh = ConfigDict()  # devices on each axis; -1 = the rest
     config.mesh.data = -1
     config.mesh.fsdp = 1
@@ -212,6 +224,7 @@ def check(config: ConfigDict) -> None:
         "data.on_bad_row": ("error", "skip"),
         "train.on_nonfinite": ("stop", "skip_task"),
         "evaluate.part": ("val", "test", "all"),
+        "features.format": ("npz", "zarr"),
         "model.variant": tuple(VARIANTS),
         "model.dtype": ("float32", "bfloat16"),
         "model.remat": tuple(REMAT),
@@ -255,6 +268,9 @@ def check(config: ConfigDict) -> None:
         value: Any = functools.reduce(operator.getitem, field.split("."), config)
         if not low <= value <= high:
             raise UserError(f"{field}={value} is outside [{low:g}, {high:g}]")
+    if not config.predict.scales or not all(0.25 <= s <= 4 for s in config.predict.scales):
+        scales = tuple(config.predict.scales)
+        raise UserError(f"predict.scales={scales}: give one number or more from 0.25 to 4")
     for task_id, share in config.data.fractions.items():
         if not 0 < share <= 1:
             raise UserError(f"data.fractions.{task_id}={share} is outside (0, 1]")
@@ -303,7 +319,7 @@ def _check_moe(model: ConfigDict) -> None:
 # Fields that may differ when a run goes on: they change where and how fast, not what is learned,
 # or, as on_nonfinite, how it gets over a bad step.
 FREE = ("data.root", "data.tfds.data_dir", "data.cache_dir", "data.workers", "train.log_every",
-        "train.on_nonfinite", "evaluate.", "mesh.", "checkpoint.", "study.plans",
+        "train.on_nonfinite", "evaluate.", "predict.", "features.", "mesh.", "checkpoint.", "study.plans",
         "study.partitions", "study.fractions", "study.seeds", "study.methods", "study.models",
         "study.executor", "study.processes", "study.pack", "study.slurm")  # fmt: skip
 
@@ -354,9 +370,15 @@ def of_run(workdir: pathlib.Path, changed: dict[str, Any]) -> ConfigDict:
         raise UserError(f"{workdir} holds no run (no config.json): train first, or correct it")
     config = read(path)
     held = [f"{name}." for name in flat(to_dict(config))]
-    lacking = [
-        name for name in flat(to_dict(base())) if not any(h.startswith(f"{name}.") for h in held)
-    ]
+    lacking = {
+        name: value
+        for name, value in flat(to_dict(base())).items()
+        if not any(h.startswith(f"{name}.") for h in held)
+    }
+    # What a run learned does not hang on these, so they may be younger than it.
+    for name in [name for name in lacking if name.startswith(FREE)]:
+        room, _, field = name.partition(".")
+        config.update({room: {field: lacking.pop(name)}})
     if lacking:
         raise UserError(
             f"{path} lacks {', '.join(lacking)}: its run was begun with another version of usfm; "

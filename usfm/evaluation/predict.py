@@ -8,6 +8,7 @@ from typing import Any
 
 import cv2
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -15,14 +16,22 @@ from ml_collections import ConfigDict
 
 from usfm.data.augment import normalise
 from usfm.data.folder import Folder, Row
-from usfm.data.image import read_image, resize_image
-from usfm.data.progress import progress
+from usfm.evaluation.images import Unreadable, read_batches
 from usfm.evaluation.prediction import Answer
+from usfm.evaluation.views import ONE_VIEW, Views, averaged, mirrored
 from usfm.models.m2dino import M2DINO
 from usfm.tasks import Task
 
-# (params, uint8 images [S, n, H, W, C], task int32 [S]) -> what `answer` reads.
+# (params, uint8 images [S, n, H, W, C] of each scale, task int32 [S], whether to mirror them too)
+# -> what `answer` reads.
 Program = Callable[..., Mapping[str, jax.Array]]
+# Of a type's outputs, those that say the answer.
+OUTPUTS = {
+    "classification": ("logits",),
+    "detection": ("heat", "boxes"),
+    "regression": ("points",),
+    "segmentation": ("logits",),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +46,7 @@ class Predictor:
         image_size: (height, width) that images are resized to.
         channels: 1 or 3, as trained.
         batch_size: images at once; brought to a multiple of the devices.
+        views: how often each image is looked at.
     """
 
     programs: Mapping[str, Program]
@@ -46,49 +56,67 @@ class Predictor:
     image_size: tuple[int, int]
     channels: int
     batch_size: int
+    views: Views = ONE_VIEW
 
     def __call__(
-        self, folder: Folder, rows: Mapping[str, Sequence[Row]]
+        self,
+        folder: Folder,
+        rows: Mapping[str, Sequence[Row]],
+        unreadable: Unreadable | None = None,
     ) -> Iterator[tuple[Row, Answer]]:
         """Answers rows, given by task id, of a folder whose tasks are among the model's.
 
         Images are read ahead in threads; every batch has the same shape, so that one program
-        serves all tasks of a type.
+        serves all tasks of a type. Rows that cannot be read are what read_batches makes of them.
         """
-        places = {task.id: place for place, task in enumerate(self.tasks)}
-        devices = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        per_slot = -(-self.batch_size // devices)
-        chunks = [
-            (task_id, of_task[start : start + devices * per_slot])
-            for task_id, of_task in rows.items()
-            for start in range(0, len(of_task), devices * per_slot)
-        ]
-
-        def load(row: Row) -> np.ndarray:
-            image = read_image(folder.image_file(row))
-            return resize_image(image, self.image_size, self.channels)
-
+        size = self.slots * self.per_slot
+        batches = read_batches(
+            folder,
+            [
+                of_task[i : i + size]
+                for of_task in rows.values()
+                for i in range(0, len(of_task), size)
+            ],
+            sizes=self.views.sizes(self.image_size),
+            channels=self.channels,
+            batch_size=size,
+            what="predicting",
+            unreadable=unreadable,
+        )
+        tasks = {task.id: task for task in self.tasks}
         with ThreadPoolExecutor() as pool:
-            ahead = [pool.submit(load, row) for row in chunks[0][1]] if chunks else []
-            done = progress(chunks, len(chunks), "predicting")
-            for number, (task_id, chunk) in enumerate(done):
-                images = np.zeros((devices * per_slot, *self.image_size, self.channels), np.uint8)
-                images[: len(chunk)] = [future.result() for future in ahead]
-                if number + 1 < len(chunks):
-                    ahead = [pool.submit(load, row) for row in chunks[number + 1][1]]
-                task = self.tasks[places[task_id]]
-                outputs = self.programs[task.type](
-                    self.params,
-                    images.reshape(devices, per_slot, *images.shape[1:]),
-                    np.full(devices, places[task_id], np.int32),
-                )
-                outputs = {
-                    name: np.asarray(value).reshape(-1, *value.shape[2:])
-                    for name, value in outputs.items()
-                }
+            for chunk, images in batches:
+                task = tasks[chunk[0].task_id]
+                outputs = self.outputs(task, images)
                 of_rows = [{k: v[i] for k, v in outputs.items()} for i in range(len(chunk))]
                 answers = pool.map(functools.partial(answer, task), chunk, of_rows)
                 yield from zip(chunk, answers, strict=True)
+
+    @property
+    def slots(self) -> int:
+        """The devices that images are spread over."""
+        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
+    @property
+    def per_slot(self) -> int:
+        """Images of a batch on each of them."""
+        return -(-self.batch_size // self.slots)
+
+    def outputs(self, task: Task, images: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        """What the model says of a batch of slots * per_slot images, before `answer` reads it.
+
+        Args:
+            task: one of the model's.
+            images: uint8 [B, H, W, C], of each scale of the views.
+        """
+        shape = (self.slots, self.per_slot)
+        outputs = self.programs[task.type](
+            self.params,
+            tuple(image.reshape(*shape, *image.shape[1:]) for image in images),
+            np.full(self.slots, self.tasks.index(task), np.int32),
+            self.views.flip and task.flip_ok,
+        )
+        return {name: np.asarray(v).reshape(-1, *v.shape[2:]) for name, v in outputs.items()}
 
 
 def make_predictor(
@@ -100,8 +128,9 @@ def make_predictor(
 ) -> Predictor:
     """A predictor of images as a config has them; the rest as Predictor takes it."""
     size = (config.data.image_size, config.data.image_size)
+    views = Views(tuple(config.predict.scales), config.predict.flip)
     batch_size = config.evaluate.batch_size
-    return Predictor(programs, tasks, params, mesh, size, config.data.channels, batch_size)
+    return Predictor(programs, tasks, params, mesh, size, config.data.channels, batch_size, views)
 
 
 def programs_of(model: M2DINO, mesh: Mesh) -> dict[str, Program]:
@@ -110,18 +139,27 @@ def programs_of(model: M2DINO, mesh: Mesh) -> dict[str, Program]:
 
 
 def _program(model: M2DINO, kind: str, mesh: Mesh) -> Program:
-    def outputs(params: Any, images: jax.Array, task: jax.Array) -> Mapping[str, jax.Array]:
-        def slot(image: jax.Array, task: jax.Array) -> Mapping[str, jax.Array]:
+    def look(params: Any, images: jax.Array, task: jax.Array) -> dict[str, jax.Array]:
+        def slot(image: jax.Array, task: jax.Array) -> dict[str, jax.Array]:
             key = jax.random.key(0)  # not drawn from outside of training
             maps, _ = model.encode(params, image, task, train=False, key=key)
             raw = model.decode(params, kind, maps, task)
-            wanted = {"logits", "heat", "boxes"} if kind != "regression" else {"points"}
-            return {name: value for name, value in raw.items() if name in wanted}
+            return {name: raw[name] for name in OUTPUTS[kind]}
 
-        return jax.vmap(slot)(normalise(images), task)
+        return jax.vmap(slot)(images, task)
+
+    def outputs(
+        params: Any, images: tuple[jax.Array, ...], task: jax.Array, mirror: bool
+    ) -> dict[str, jax.Array]:
+        views = []
+        for scaled in map(normalise, images):
+            views.append(look(params, scaled, task))
+            if mirror:
+                views.append(mirrored(kind, look(params, jnp.flip(scaled, -2), task)))
+        return averaged(kind, views) if len(views) > 1 else views[0]
 
     slots = NamedSharding(mesh, P(("data", "fsdp")))
-    return jax.jit(outputs, in_shardings=(None, slots, slots))
+    return jax.jit(outputs, in_shardings=(None, slots, slots), static_argnums=3)
 
 
 def answer(task: Task, row: Row, outputs: Mapping[str, np.ndarray]) -> Answer:
