@@ -42,7 +42,7 @@ def test_help_names_our_flags_and_all_modes_at_once():
     assert cpu_seconds() - before < 2
     for flag in ("--config", "--workdir", "--mode", "--[no]version"):
         assert f"  {flag}:" in text
-    for mode in ("train", "evaluate", "predict", "study", "advise"):
+    for mode in ("train", "evaluate", "predict", "features", "study", "advise"):
         assert f"--mode={mode} " in text
 
 
@@ -76,7 +76,7 @@ def test_reading_the_command_line_does_not_wait_for_jax():
         ),
         (
             "--mode=trian",
-            "--mode=trian: value should be one of <train|evaluate|predict|study|advise>",
+            "--mode=trian: value should be one of <train|evaluate|predict|features|study|advise>",
         ),
         ("--wrkdir=3", "Unknown command line flag 'wrkdir'. Did you mean: workdir ?"),
     ],

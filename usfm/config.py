@@ -319,9 +319,9 @@ def _check_moe(model: ConfigDict) -> None:
 # Fields that may differ when a run goes on: they change where and how fast, not what is learned,
 # or, as on_nonfinite, how it gets over a bad step.
 FREE = ("data.root", "data.tfds.data_dir", "data.cache_dir", "data.workers", "train.log_every",
-        "train.on_nonfinite", "evaluate.", "predict.", "features.", "mesh.", "checkpoint.", "study.plans",
-        "study.partitions", "study.fractions", "study.seeds", "study.methods", "study.models",
-        "study.executor", "study.processes", "study.pack", "study.slurm")  # fmt: skip
+        "train.on_nonfinite", "evaluate.", "predict.", "features.", "mesh.", "checkpoint.",
+        "study.plans", "study.partitions", "study.fractions", "study.seeds", "study.methods",
+        "study.models", "study.executor", "study.processes", "study.pack", "study.slurm")  # fmt: skip
 
 
 def begin(config: ConfigDict, workdir: pathlib.Path) -> None:

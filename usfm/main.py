@@ -5,6 +5,7 @@
 --mode=train     trains, going on from the newest checkpoint of the workdir, then evaluates
 --mode=evaluate  scores the newest checkpoint: evaluation.json, evaluation_rows.csv, report.html
 --mode=predict   answers every row of data.root, with or without labels: predictions/
+--mode=features  writes what the encoder says of every image of data.root: features/
 --mode=study     trains what configs/study.py compares: gains.csv, study.html
 --mode=advise    says which tasks to train together, from a run with multitask.record=True
 
@@ -23,7 +24,7 @@ from ml_collections import config_flags
 import usfm
 from usfm import command
 
-MODES = ("train", "evaluate", "predict", "study", "advise")
+MODES = ("train", "evaluate", "predict", "features", "study", "advise")
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment, such as configs/fm_uia.py or configs/fm_uia.py:debug; any "

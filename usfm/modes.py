@@ -8,30 +8,27 @@ import jax
 from ml_collections import ConfigDict
 
 from usfm import config as usfm_config
-from usfm.data.faults import write_faults
+from usfm.data.asked import LEFT_OUT, LeftOut, open_asked
 from usfm.data.folder import Folder, Row
 from usfm.data.image import read_image
-from usfm.data.lines import DIRECTORY
 from usfm.data.roots import are_there, identities
-from usfm.data.source import cache_dir, open_folder, open_splits, rows_in, say, training_rows
+from usfm.data.source import open_folder, open_splits, rows_in, say, training_rows
 from usfm.data.splits import Splits
-from usfm.data.unlabelled import folder_of_images
 from usfm.errors import UserError
 from usfm.evaluation import trivial
+from usfm.evaluation.answering import answer_all, check_tasks
 from usfm.evaluation.evaluate import Evaluation, Trivial, evaluate, write
+from usfm.evaluation.feature_files import WRITERS, one_row_an_image, write_index
 from usfm.evaluation.files import write_atomically
 from usfm.evaluation.overlay import Example
 from usfm.evaluation.predict import Predictor, make_predictor, programs_of
 from usfm.evaluation.prediction import Answer, truth
 from usfm.evaluation.report import write_report
-from usfm.evaluation.submission import write_submission
 from usfm.evaluation.table import text_table
+from usfm.restored import extractor_of, predictor_of, restore
 from usfm.tasks import Task
-from usfm.tasks.plans import select
 from usfm.training import sharding
-from usfm.training.checkpoint import Checkpoints, tasks_from_meta
 from usfm.training.program import make_model
-from usfm.training.state import evaluated_params, evaluated_parts
 from usfm.training.train import pretrained, train
 
 
@@ -69,7 +66,7 @@ def run_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
         )
     predictor = _trained(config, workdir)
     folder = open_folder(config, workdir)
-    _check_tasks(predictor.tasks, folder)
+    check_tasks(predictor.tasks, folder)
     part, floors = config.evaluate.part, {}
     if asked == known:
         splits = open_splits(config, folder)
@@ -99,27 +96,27 @@ def run_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 
 def run_predict(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Answers every row of data.root, labelled or not: workdir/predictions/.
+    """Answers all that data.root asks, labelled or not: workdir/predictions/.
 
-    A folder without CSV files is taken as images, each of which is asked all chosen tasks.
+    data.root is an FM_UIA folder, or bare images, each of which is asked all chosen tasks (see
+    asked.py). What cannot be read is told in left_out.csv, and the rest is answered.
     """
     usfm_config.check(config)
-    predictor = _trained(config, workdir)
-    root = pathlib.Path(config.data.root)
-    if root.is_dir() and not (root / DIRECTORY).exists():
-        asked = select(predictor.tasks, config.tasks)
-        folder = folder_of_images(root, asked, cache_dir=cache_dir(config))
-        write_faults(workdir / "left_out.csv", folder.skipped)
-        say(
-            f"{root} has no {DIRECTORY}/: its images are asked {', '.join(t.id for t in asked)}; "
-            f"{len(folder.skipped)} files are left out, see {workdir}/left_out.csv"
-        )
-    else:
-        folder = open_folder(config, workdir, require_labels=False)
-        _check_tasks(predictor.tasks, folder)
-    write_submission(predictor(folder, folder.rows), folder, workdir / "predictions")
-    rows = sum(len(of_task) for of_task in folder.rows.values())
-    print(f"{rows} rows answered: {workdir / 'predictions'}")
+    print(answer_all(_trained(config, workdir), config, workdir / "predictions", workdir))
+
+
+def run_features(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Writes what the encoder says of each image of data.root, once: workdir/features/."""
+    usfm_config.check(config)
+    restored = restore(config, workdir, mesh=sharding.make_mesh(config.mesh))
+    extractor = extractor_of(restored)
+    folder = open_asked(config, restored.model.tasks, workdir)
+    rows, output_dir = one_row_an_image(folder), workdir / "features"
+    left_out = LeftOut(workdir / LEFT_OUT, folder.skipped)
+    write = WRITERS[config.features.format]
+    done = list(write(extractor(folder, rows, left_out), len(rows), output_dir))
+    write_index(done, output_dir)
+    print(f"features of {len(done)} images, {left_out}: {output_dir}")
 
 
 def run_study(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -144,6 +141,7 @@ MODES = {
     "train": run_train,
     "evaluate": run_evaluate,
     "predict": run_predict,
+    "features": run_features,
     "study": run_study,
     "advise": advise,
 }
@@ -214,30 +212,4 @@ def _untrained(config: ConfigDict, folder: Folder) -> Predictor:
 
 def _trained(config: ConfigDict, workdir: pathlib.Path) -> Predictor:
     """The model of the newest checkpoint of a workdir, averaged where the run keeps averages."""
-    mesh = sharding.make_mesh(config.mesh)
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
-        newest = checkpoints.latest()
-        if newest is None:
-            raise UserError(f"{workdir} holds no checkpoint: train first, or give its --workdir")
-        model = make_model(config, tasks_from_meta(checkpoints.meta(newest)))
-        placed = sharding.abstract(lambda: model.init(jax.random.key(0)), mesh)
-        parts = evaluated_parts(placed, config, model.layers)
-        params = evaluated_params(**checkpoints.restore_parts(newest, parts))
-    return make_predictor(config, programs_of(model, mesh), model.tasks, params, mesh)
-
-
-def _check_tasks(known: Sequence[Task], folder: Folder) -> None:
-    """Every task of the folder must be one the model was trained on, of the same form."""
-    by_id = {task.id: task for task in known}
-    for task in folder.tasks:
-        if task.id not in by_id:
-            raise UserError(
-                f"{folder.place} has task '{task.id}', which the model was not trained on; choose "
-                f"by --config.tasks among {', '.join(by_id)}"
-            )
-        model = by_id[task.id]
-        if (model.type, model.size) != (task.type, task.size):
-            raise UserError(
-                f"task '{task.id}' is {task.type} of {task.size} in {folder.place}, but the model "
-                f"was trained on {model.type} of {model.size}"
-            )
+    return predictor_of(restore(config, workdir, mesh=sharding.make_mesh(config.mesh)))

@@ -7,11 +7,12 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from usfm.data.folder import Row
 from usfm.evaluation.predict import Predictor, answer, programs_of
 from usfm.evaluation.prediction import content
 from usfm.models.m2dino import M2DINO
 from usfm.tasks import TYPES, Task
+
+SIZE = (20, 60)  # of an original image
 
 
 @functools.cache
@@ -86,55 +87,50 @@ def test_no_rows_no_answers(small_folder, make_predictor):
     assert list(make_predictor(1, batch_size=2)(small_folder, {"organ": ()})) == []
 
 
-@pytest.fixture
-def row(small_folder) -> Row:
-    return dataclasses.replace(small_folder.rows["seg"][0], height=20, width=60)
-
-
-def test_masks_are_made_at_the_original_size_of_the_real_classes(row):
+def test_masks_are_made_at_the_original_size_of_the_real_classes():
     task = Task("many", "segmentation", num_classes=7)
     logits = np.zeros((4, 6, 9), np.float32)
     for column in range(6):
         logits[:, column, column + 1] = 1.0
     logits[..., 8] = 5.0  # padding
-    mask = content(task, answer(task, row, {"logits": logits}))
-    assert (mask.shape, mask.dtype) == ((20, 60), np.uint8)
+    mask = content(task, answer(task, SIZE, {"logits": logits}))
+    assert (mask.shape, mask.dtype) == (SIZE, np.uint8)
     np.testing.assert_array_equal(mask[:, 5::10], np.tile(np.arange(1, 7), (20, 1)))
     assert set(np.unique(mask)) == {1, 2, 3, 4, 5, 6}
 
 
-def test_probabilities_are_of_the_real_classes(row):
+def test_probabilities_are_of_the_real_classes():
     task = Task("some", "classification", num_classes=3)
     logits = np.log(np.array([1, 2, 5, 1000], np.float32)) + 200
-    probs = content(task, answer(task, row, {"logits": logits}))
+    probs = content(task, answer(task, SIZE, {"logits": logits}))
     np.testing.assert_allclose(probs, [1 / 8, 2 / 8, 5 / 8], rtol=1e-4)
 
 
-def test_the_box_is_what_the_cells_around_the_highest_agree_on(row):
+def test_the_box_is_what_the_cells_around_the_highest_agree_on():
     task = Task("where", "detection", num_classes=1)
     heat = np.zeros((4, 5), np.float32)
     heat[1, 3] = 2.0
     boxes = np.full((4, 5, 4), 0.9, np.float32)  # far away they do not count
     boxes[:3, 2:] = (-0.1, 0.2, 0.6, 1.3)
     boxes[0, 2:5] += 0.05  # three of the nine differ: the others are more
-    found = answer(task, row, {"heat": heat, "boxes": boxes})
+    found = answer(task, SIZE, {"heat": heat, "boxes": boxes})
     np.testing.assert_allclose(content(task, found), [0, 0.2, 0.6, 1])
     assert found.confidence == pytest.approx(1 / (1 + np.exp(-2)))
 
 
-def test_a_box_in_the_corner_has_fewer_cells_around_it(row):
+def test_a_box_in_the_corner_has_fewer_cells_around_it():
     task = Task("where", "detection", num_classes=1)
     heat = np.zeros((2, 3), np.float32)
     heat[1, 2] = 1.0
     boxes = np.tile(np.array([0.1, 0.2, 0.6, 0.8], np.float32), (2, 3, 1))
     boxes[:, 0] = 0
     np.testing.assert_allclose(
-        content(task, answer(task, row, {"heat": heat, "boxes": boxes})), [0.1, 0.2, 0.6, 0.8]
+        content(task, answer(task, SIZE, {"heat": heat, "boxes": boxes})), [0.1, 0.2, 0.6, 0.8]
     )
 
 
-def test_points_are_those_of_the_task(row):
+def test_points_are_those_of_the_task():
     task = Task("ends", "regression", num_points=2)
     points = np.arange(8, dtype=np.float32).reshape(4, 2) / 8
-    found = content(task, answer(task, row, {"points": points}))
+    found = content(task, answer(task, SIZE, {"points": points}))
     np.testing.assert_array_equal(found, points[:2])

@@ -124,7 +124,8 @@ def read_folder(
         flip_ok: task id -> whether a mirrored image keeps its label, likewise.
         require_labels: an empty label, or a missing mask, is a fault. Labels that are given are
             checked either way.
-        on_bad_row: "error", or "skip" to leave bad rows out.
+        on_bad_row: "error", or "skip" to leave bad rows out; where labels are not required, and
+            any row is left, also tasks that have none.
         faults_file: where all faults are written as CSV; removed when there are none.
         cache_dir: where what is known of the image files is kept for the next start.
 
@@ -162,7 +163,10 @@ def read_folder(
     faults.sort(key=lambda fault: (fault.file, fault.row or 0))
     rows = _rows(entries)
     if faults and on_bad_row == "skip":
-        faults = [_no_row_left(task) for task in chosen if task.id not in rows] + faults
+        if require_labels or not rows:
+            faults = [_no_row_left(task) for task in chosen if task.id not in rows] + faults
+        else:  # the rest can be answered
+            chosen = tuple(task for task in chosen if task.id in rows)
     if any(on_bad_row == "error" or fault.row is None for fault in faults):
         raise _error(paths, faults, faults_file)
     if faults_file is not None:

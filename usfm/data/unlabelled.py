@@ -1,8 +1,8 @@
-"""A plain folder of images or DICOM files, without CSV files, to be answered."""
+"""Images and DICOM files without CSV files, to be answered: those of a folder, or those named."""
 
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from usfm.data.faults import Fault, FolderError
@@ -36,23 +36,62 @@ def folder_of_images(
     root = pathlib.Path(root)
     if not root.is_dir():
         raise FolderError(root, [Fault(str(root), None, "", "is no folder", "correct data.root")])
-    files, skipped = _list(root)
+    files, closed = _list(root)
+    return folder_of_files(root, dict.fromkeys(files, tasks), closed, cache_dir=cache_dir)
+
+
+def folder_of_files(
+    root: pathlib.Path,
+    asked: Mapping[str, Sequence[Task]],
+    faults: Sequence[Fault],
+    *,
+    place: pathlib.Path | None = None,
+    cache_dir: pathlib.Path | None = None,
+) -> Folder:
+    """Makes a folder of files without labels; what is no image is left out.
+
+    Args:
+        root: the folder.
+        asked: for each file, relative to the root or absolute, the tasks it is asked. A "#" and
+            the number of a frame may stand behind a file's name; without, all frames are asked.
+        faults: of files that are left out already.
+        place: what named the files, for messages; the root where it did.
+        cache_dir: as check_files takes it.
+
+    Returns:
+        As folder_of_images. Tasks that no image is left for are not in it.
+
+    Raises:
+        FolderError: there is no image among the files.
+    """
     with ThreadPoolExecutor() as pool:
-        frames = pool.map(lambda file: _frames(root, file), files)
-    names = [name for of_file in frames for name in of_file]
-    found = check_files(root, [("image", name) for name in names], cache_dir)
+        frames = pool.map(lambda file: _frames(root, file), asked)
+    tasks_of = {
+        name: tasks
+        for of_file, tasks in zip(frames, asked.values(), strict=True)
+        for name in of_file
+    }
+    found = check_files(root, [("image", name) for name in tasks_of], cache_dir)
     images = {name: facts for (_, name), facts in found.items() if isinstance(facts, Facts)}
+    skipped = list(faults)
     for (_, name), facts in found.items():
         if isinstance(facts, Unreadable):
             skipped.append(Fault(name, None, "", facts.fault, facts.remedy))
         elif facts is None:
-            skipped.append(Fault(name, None, "", "leads to no file", "correct or remove the link"))
+            remedy = "correct or remove what names it"
+            skipped.append(Fault(name, None, "", "leads to no file", remedy))
     if not images:
-        fault = Fault(str(root), None, "", "holds no image", "correct data.root")
-        raise FolderError(root, [fault, *skipped])
-    tasks = sorted(tasks, key=lambda task: task.id)
-    rows = {task.id: _rows(task, images) for task in tasks}
-    return Folder((root,), tuple(tasks), rows, tuple(skipped))
+        fault = Fault(str(place or root), None, "", "holds no image", "correct data.root")
+        raise FolderError(place or root, [fault, *skipped])
+    tasks = {task.id: task for name in images for task in tasks_of[name]}
+    rows = {
+        id: _rows(
+            tasks[id],
+            {name: facts for name, facts in images.items() if tasks[id] in tasks_of[name]},
+        )
+        for id in sorted(tasks)
+    }
+    return Folder((root,), tuple(tasks[id] for id in sorted(tasks)), rows, tuple(skipped))
 
 
 def _list(root: pathlib.Path) -> tuple[list[str], list[Fault]]:
@@ -90,11 +129,11 @@ def _rows(task: Task, images: dict[str, Facts]) -> tuple[Row, ...]:
         Row(
             task_id=task.id,
             index=index,
-            key=f"../{name}",
+            key=_from_csv_files(name),
             csv="",
             line=0,
-            image_path=f"../{name}",
-            mask_path=f"../{task.id}/{name}.png" if task.type == "segmentation" else "",
+            image_path=_from_csv_files(name),
+            mask_path=f"../{task.id}/{inside(name)}.png" if task.type == "segmentation" else "",
             label=None,
             box=None,
             points=(None,) * task.num_points,
@@ -104,3 +143,16 @@ def _rows(task: Task, images: dict[str, Facts]) -> tuple[Row, ...]:
         )
         for index, (name, facts) in enumerate(images.items())
     )
+
+
+def inside(name: str) -> str:
+    """A file's name, relative or absolute, as one below a folder of answers."""
+    steps = pathlib.PurePath(name).relative_to(pathlib.PurePath(name).anchor).parts
+    while steps[:1] == (os.pardir,):
+        steps = steps[1:]
+    return "/".join(steps)
+
+
+def _from_csv_files(name: str) -> str:
+    """A file's name as the CSV of an FM_UIA folder would give it."""
+    return name if os.path.isabs(name) else f"../{name}"

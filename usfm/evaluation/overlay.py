@@ -38,7 +38,8 @@ class Example:
 def draw(example: Example, side: int = SIDE) -> np.ndarray:
     """Draw mask outlines, box or points; the answer over the truth, joined to it point by point.
 
-    A classification is not drawn: `caption` says it in words. Points of a truth alone are numbered.
+    A classification is not drawn: `caption` says it in words. Where there is one of the two alone,
+    its points are numbered.
 
     Returns:
         uint8 [h, w, 3] RGB, the longer side `side` pixels.
@@ -61,33 +62,40 @@ def draw(example: Example, side: int = SIDE) -> np.ndarray:
         for box, colour in said:
             low, high = _pixels(box.reshape(2, 2), size)
             cv2.rectangle(picture, low, high, colour, 2, cv2.LINE_AA)
+    elif example.task.type == "regression" and len(said) == 2:
+        _joined_points(picture, said[0][0], said[1][0])
     elif example.task.type == "regression" and said:
-        _points(picture, *(points for points, _ in said))
+        _numbered_points(picture, *said[0])
     return picture
 
 
 def caption(example: Example) -> str:
     """What the picture cannot say: the classes of a classification, else nothing."""
-    if example.task.type != "classification" or example.truth is None:
+    if example.task.type != "classification":
         return ""
-    true = content(example.task, example.truth).argmax()
-    if example.predicted is None:
-        return f"class {true}"
-    probs = content(example.task, example.predicted)
-    return f"truth: class {true}; model: class {probs.argmax()} ({probs.max():.0%})"
+    said = []
+    if example.truth is not None:
+        said.append(f"class {content(example.task, example.truth).argmax()}")
+    if example.predicted is not None:
+        probs = content(example.task, example.predicted)
+        said.append(f"class {probs.argmax()} ({probs.max():.0%})")
+    return f"truth: {said[0]}; model: {said[1]}" if len(said) == 2 else "".join(said)
 
 
-def _points(picture: np.ndarray, true: np.ndarray, predicted: np.ndarray | None = None) -> None:
-    height, width = picture.shape[:2]
+def _numbered_points(picture: np.ndarray, points: np.ndarray, colour: tuple[int, int, int]) -> None:
+    present = np.flatnonzero(~np.isnan(points).any(axis=1))
+    places = _pixels(points[present], picture.shape[:2])
+    for k, (x, y) in zip(present, places, strict=True):
+        cv2.circle(picture, (x, y), 5, colour, 2, cv2.LINE_AA)
+        corner, font = (x + 8, y - 4), cv2.FONT_HERSHEY_SIMPLEX
+        cv2.putText(picture, str(k + 1), corner, font, 0.5, colour, 1, cv2.LINE_AA)
+
+
+def _joined_points(picture: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> None:
+    size = picture.shape[:2]
     present = np.flatnonzero(~np.isnan(true).any(axis=1))
-    places = _pixels(true[present], (height, width))
-    if predicted is None:
-        for k, (x, y) in zip(present, places, strict=True):
-            cv2.circle(picture, (x, y), 5, TRUTH, 2, cv2.LINE_AA)
-            corner, font = (x + 8, y - 4), cv2.FONT_HERSHEY_SIMPLEX
-            cv2.putText(picture, str(k + 1), corner, font, 0.5, TRUTH, 1, cv2.LINE_AA)
-        return
-    for a, b in zip(places, _pixels(predicted[present], (height, width)), strict=True):
+    places = _pixels(true[present], size)
+    for a, b in zip(places, _pixels(predicted[present], size), strict=True):
         cv2.line(picture, a, b, (255, 255, 255), 1, cv2.LINE_AA)
         cv2.circle(picture, a, 7, TRUTH, 2, cv2.LINE_AA)
         cv2.drawMarker(picture, b, PREDICTED, cv2.MARKER_TILTED_CROSS, 14, 2, cv2.LINE_AA)

@@ -89,7 +89,8 @@ class Predictor:
                 task = tasks[chunk[0].task_id]
                 outputs = self.outputs(task, images)
                 of_rows = [{k: v[i] for k, v in outputs.items()} for i in range(len(chunk))]
-                answers = pool.map(functools.partial(answer, task), chunk, of_rows)
+                sizes = [(row.height, row.width) for row in chunk]
+                answers = pool.map(functools.partial(answer, task), sizes, of_rows)
                 yield from zip(chunk, answers, strict=True)
 
     @property
@@ -162,12 +163,18 @@ def _program(model: M2DINO, kind: str, mesh: Mesh) -> Program:
     return jax.jit(outputs, in_shardings=(None, slots, slots), static_argnums=3)
 
 
-def answer(task: Task, row: Row, outputs: Mapping[str, np.ndarray]) -> Answer:
-    """One image's answer from its outputs (see usfm/models/heads.py), at original size."""
+def answer(task: Task, size: tuple[int, int], outputs: Mapping[str, np.ndarray]) -> Answer:
+    """One image's answer from its outputs (see usfm/models/heads.py).
+
+    Args:
+        task: what was asked.
+        size: (height, width) of the original image.
+        outputs: of that image, without a leading axis.
+    """
     match task.type:
         case "segmentation":
             logits = np.ascontiguousarray(outputs["logits"][..., : task.num_classes])
-            full = cv2.resize(logits, (row.width, row.height), interpolation=cv2.INTER_LINEAR)
+            full = cv2.resize(logits, size[::-1], interpolation=cv2.INTER_LINEAR)
             return Answer(mask=full.argmax(-1).astype(np.uint8))
         case "classification":
             logits = outputs["logits"][: task.num_classes]

@@ -23,13 +23,16 @@ from usfm.tasks import Task
 
 def write_submission(
     answers: Iterable[tuple[Row, Answer]], folder: Folder, output_dir: epath.PathLike
-) -> None:
+) -> int:
     """Write answers as they come; each file appears whole.
 
     Args:
         answers: rows, labelled or not, and what is said of them.
         folder: the folder the rows are from. Types it does not hold get no file.
         output_dir: OUT, made where it is missing.
+
+    Returns:
+        The number of answers.
 
     Raises:
         UserError: two rows name one mask file, or images of two folders have one name; the latter
@@ -57,6 +60,7 @@ def write_submission(
         ordered = [entry for _, entry in sorted(of_type, key=lambda item: item[0])]
         text = json.dumps(ordered, indent=2, ensure_ascii=False, allow_nan=False)
         write_atomically(output_dir / f"{type_}_predictions.json", text.encode() + b"\n")
+    return len(masks) + sum(map(len, entries.values()))
 
 
 def _check_names(folder: Folder) -> None:

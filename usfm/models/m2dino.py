@@ -119,6 +119,33 @@ class M2DINO:
         )
         return jax.tree.map(lambda leaf: leaf[0], out)
 
+    def features(
+        self, params: Params, image: jax.Array, task: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
+        """What the encoder says of images, whatever head would read it.
+
+        Args:
+            params: of which "encoder" and "task_embedding" are read.
+            image: float32 [n, H, W, 3], normalised.
+            task: int32 [], whose embedding the routers of mixtures read. None: the mean of all
+                tasks' embeddings, which gives every expert the geometric mean of its gates, since
+                a router is linear in the embedding. Without mixtures it makes no difference.
+
+        Returns:
+            float32 dense [n, h, w, D], the last layer's patches; cls [n, D], its CLS token; mean
+            [n, D], the mean of the patches. All are after the final norm.
+        """
+        condition = None
+        if self.mixture is not None:
+            table = params["task_embedding"]
+            of_task = table.mean(axis=0) if task is None else table[task]
+            condition = jnp.broadcast_to(of_task, (image.shape[0], of_task.shape[-1]))
+        encoder: DINOv3 = merge(self._encoder_structure, params["encoder"])
+        last = self._numbers.layers - 1
+        encoded = encoder(image.astype(self.dtype), (last,), condition=condition)
+        dense, cls = encoded.maps[0].astype(jnp.float32), encoded.tokens[:, 0].astype(jnp.float32)
+        return {"dense": dense, "cls": cls, "mean": dense.mean(axis=(1, 2))}
+
     def encode_slots(
         self, params: Params, image: jax.Array, task: jax.Array, *, train: bool, key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:

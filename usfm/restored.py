@@ -1,0 +1,128 @@
+"""The model that a run trained, from its workdir or one of its checkpoints."""
+
+import dataclasses
+import pathlib
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from usfm.errors import UserError
+from usfm.evaluation.features import Extractor, program_of
+from usfm.evaluation.predict import Predictor, make_predictor, programs_of
+from usfm.models.functional import Params
+from usfm.models.m2dino import M2DINO
+from usfm.tasks.suggest import suggest
+from usfm.training import sharding
+from usfm.training.checkpoint import Checkpoints, tasks_from_meta
+from usfm.training.program import make_model
+from usfm.training.state import evaluated_params, evaluated_parts
+
+CHECKPOINTS = "checkpoints"  # in a workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A trained model.
+
+    Attributes:
+        config: of its run.
+        model: its functions.
+        params: on the mesh; the moving averages, where the run keeps them.
+        mesh: of devices.
+    """
+
+    config: ConfigDict
+    model: M2DINO
+    params: Params
+    mesh: Mesh
+
+
+def restore(
+    config: ConfigDict, workdir: pathlib.Path, *, mesh: Mesh, step: int | None = None
+) -> Restored:
+    """Reads a checkpoint's parameters onto a mesh.
+
+    Args:
+        config: of the run.
+        workdir: of the run.
+        mesh: any; not that of training.
+        step: of the checkpoint; the newest where it is not given.
+
+    Raises:
+        UserError: there is no such checkpoint, or it is damaged.
+    """
+    with Checkpoints(workdir / CHECKPOINTS) as checkpoints:
+        steps = checkpoints.steps()
+        if not steps:
+            raise UserError(f"{workdir} holds no checkpoint: train first, or give its --workdir")
+        step = steps[-1] if step is None else step
+        if step not in steps:
+            kept = ", ".join(map(str, steps))
+            raise UserError(f"{workdir}/{CHECKPOINTS} has no step {step}; kept are: {kept}")
+        model = make_model(config, tasks_from_meta(checkpoints.meta(step)))
+        placed = sharding.abstract(lambda: model.init(jax.random.key(0)), mesh)
+        parts = evaluated_parts(placed, config, model.layers)
+        params = evaluated_params(**checkpoints.restore_parts(step, parts))
+    return Restored(config, model, params, mesh)
+
+
+def predictor_of(restored: Restored) -> Predictor:
+    """What answers images as the config has them."""
+    programs = programs_of(restored.model, restored.mesh)
+    tasks = restored.model.tasks
+    return make_predictor(restored.config, programs, tasks, restored.params, restored.mesh)
+
+
+def extractor_of(restored: Restored) -> Extractor:
+    """What says the features of images as the config has them.
+
+    Raises:
+        UserError: features.task is none of the model's tasks.
+    """
+    config, model = restored.config, restored.model
+    program = program_of(model, restored.mesh)
+    size = (config.data.image_size, config.data.image_size)
+    task, ids = config.features.task, [task.id for task in model.tasks]
+    if task and task not in ids:
+        raise UserError(f"features.task: the model has no task {task!r}; {suggest(task, ids)}")
+    return Extractor(
+        program,
+        restored.params,
+        restored.mesh,
+        size,
+        config.data.channels,
+        config.evaluate.batch_size,
+        ids.index(task) if task else None,
+    )
+
+
+def one_device_mesh() -> Mesh:
+    """A mesh of this process's first device."""
+    return sharding.make_mesh({"data": 1, "fsdp": 1, "expert": 1}, jax.local_devices()[:1])
+
+
+def all_devices_mesh() -> Mesh:
+    """A mesh that spreads images over all devices, each with all parameters."""
+    return sharding.make_mesh({"data": -1, "fsdp": 1, "expert": 1})
+
+
+def find_run(checkpoint: str | pathlib.Path) -> tuple[pathlib.Path, int | None]:
+    """The workdir of a checkpoint and its step, None for the newest.
+
+    Args:
+        checkpoint: a workdir, its checkpoints/, or checkpoints/STEP.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    path, step = pathlib.Path(checkpoint).expanduser().absolute(), None
+    if path.name.isdigit() and path.parent.name == CHECKPOINTS:
+        path, step = path.parent, int(path.name)
+    workdir = path.parent if path.name == CHECKPOINTS else path
+    if not (workdir / "config.json").is_file():
+        raise UserError(
+            f"{checkpoint} is no run: give a workdir that holds config.json and {CHECKPOINTS}/, or "
+            f"one of its {CHECKPOINTS}/STEP"
+        )
+    return workdir, step
