@@ -70,7 +70,9 @@ class Model:
         Raises:
             UserError: nothing can be answered, or a task is asked that the model does not know.
         """
-        from usfm.evaluation.answering import answer_all  # half a second, which `load` need not wait
+        from usfm.evaluation.answering import (
+            answer_all,
+        )  # half a second, which `load` need not wait
 
         config, output_dir = self._config.copy_and_resolve_references(), pathlib.Path(output_dir)
         config.data.root = os.fspath(data_root)
@@ -80,7 +82,9 @@ class Model:
         with tempfile.TemporaryDirectory() as scratch:  # there may be no home to keep a cache in
             if not self._keeps_cache:
                 config.data.cache_dir = scratch
-            print(answer_all(predictor, config, output_dir, output_dir))
+            folder = open_answerable(predictor.tasks, config, output_dir)
+            overlays = config.predict.overlays
+            print(answer_all(predictor, folder, output_dir, left_out=output_dir, overlays=overlays))
 
 
 @dataclasses.dataclass(frozen=True)

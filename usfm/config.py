@@ -321,7 +321,8 @@ def _check_moe(model: ConfigDict) -> None:
 FREE = ("data.root", "data.tfds.data_dir", "data.cache_dir", "data.workers", "train.log_every",
         "train.on_nonfinite", "evaluate.", "predict.", "features.", "mesh.", "checkpoint.",
         "study.plans", "study.partitions", "study.fractions", "study.seeds", "study.methods",
-        "study.models", "study.executor", "study.processes", "study.pack", "study.slurm")  # fmt: skip
+        "study.models", "study.executor", "study.processes", "study.pack",
+        "study.slurm")  # fmt: skip
 
 
 def begin(config: ConfigDict, workdir: pathlib.Path) -> None:

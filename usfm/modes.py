@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import jax
@@ -16,7 +17,7 @@ from usfm.data.source import open_folder, open_splits, rows_in, say, training_ro
 from usfm.data.splits import Splits
 from usfm.errors import UserError
 from usfm.evaluation import trivial
-from usfm.evaluation.answering import answer_all, check_tasks
+from usfm.evaluation.answering import answer_all, check_tasks, open_answerable
 from usfm.evaluation.evaluate import Evaluation, Trivial, evaluate, write
 from usfm.evaluation.feature_files import WRITERS, one_row_an_image, write_index
 from usfm.evaluation.files import write_atomically
@@ -102,7 +103,12 @@ def run_predict(config: ConfigDict, workdir: pathlib.Path) -> None:
     asked.py). What cannot be read is told in left_out.csv, and the rest is answered.
     """
     usfm_config.check(config)
-    print(answer_all(_trained(config, workdir), config, workdir / "predictions", workdir))
+    predictor = _trained(config, workdir)
+    folder = open_answerable(predictor.tasks, config, workdir)
+    output_dir = workdir / "predictions"
+    shutil.rmtree(output_dir, ignore_errors=True)  # answers to other rows are not to be among them
+    overlays = config.predict.overlays
+    print(answer_all(predictor, folder, output_dir, left_out=workdir, overlays=overlays))
 
 
 def run_features(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -112,6 +118,7 @@ def run_features(config: ConfigDict, workdir: pathlib.Path) -> None:
     extractor = extractor_of(restored)
     folder = open_asked(config, restored.model.tasks, workdir)
     rows, output_dir = one_row_an_image(folder), workdir / "features"
+    shutil.rmtree(output_dir, ignore_errors=True)
     left_out = LeftOut(workdir / LEFT_OUT, folder.skipped)
     write = WRITERS[config.features.format]
     done = list(write(extractor(folder, rows, left_out), len(rows), output_dir))

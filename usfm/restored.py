@@ -1,6 +1,7 @@
 """The model that a run trained, from its workdir or one of its checkpoints."""
 
 import dataclasses
+import os
 import pathlib
 
 import jax
@@ -107,7 +108,7 @@ def all_devices_mesh() -> Mesh:
     return sharding.make_mesh({"data": -1, "fsdp": 1, "expert": 1})
 
 
-def find_run(checkpoint: str | pathlib.Path) -> tuple[pathlib.Path, int | None]:
+def find_run(checkpoint: str | os.PathLike) -> tuple[pathlib.Path, int | None]:
     """The workdir of a checkpoint and its step, None for the newest.
 
     Args:

@@ -77,7 +77,7 @@ class LeftOut:
         return len({(fault.file, fault.row) for fault in self._faults})
 
     def __str__(self) -> str:
-        return f"{len(self)} left out, see {self.path}"
+        return f"{len(self)} left out (see {self.path})" if self._faults else "none left out"
 
     def _write(self) -> None:
         if self._faults:

@@ -14,28 +14,36 @@ from usfm.evaluation.submission import write_submission
 from usfm.tasks import Task
 
 
+def open_answerable(tasks: Sequence[Task], config: ConfigDict, left_out: pathlib.Path) -> Folder:
+    """Opens data.root as open_asked does, and checks that a model of these tasks can answer it."""
+    folder = open_asked(config, tasks, left_out)
+    check_tasks(tasks, folder)
+    return folder
+
+
 def answer_all(
-    predictor: Predictor, config: ConfigDict, output_dir: pathlib.Path, left_out: pathlib.Path
+    predictor: Predictor,
+    folder: Folder,
+    output_dir: pathlib.Path,
+    *,
+    left_out: pathlib.Path,
+    overlays: bool,
 ) -> str:
-    """Answers every row of data.root and writes the answers in the submission's form.
+    """Answers every row of a folder and writes the answers in the submission's form.
 
     Args:
         predictor: of a model.
-        config: its data.root is asked, its predict.overlays adds output_dir/overlays/.
+        folder: as open_answerable returns it.
         output_dir: made where it is missing.
         left_out: the folder in which left_out.csv says what is not answered, if there is any.
+        overlays: draws the answers too, in output_dir/overlays/.
 
     Returns:
-        What was done, in a line.
-
-    Raises:
-        UserError: nothing can be answered, or the folder has tasks that the model has not.
+        What was done, in a line, with the number of rows and files left out.
     """
-    folder = open_asked(config, predictor.tasks, left_out)
-    check_tasks(predictor.tasks, folder)
     missing = LeftOut(left_out / LEFT_OUT, folder.skipped)
     answers = predictor(folder, folder.rows, missing)
-    if config.predict.overlays:
+    if overlays:
         answers = write_overlays(answers, folder, output_dir / "overlays")
     count = write_submission(answers, folder, output_dir)
     return f"{count} rows answered, {missing}: {output_dir}"
