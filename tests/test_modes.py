@@ -198,12 +198,52 @@ def test_bare_images_are_answered_and_what_is_none_is_left_out(workdir, tmp_path
     (root / "README").write_text("no image")
     modes.run_predict(config_of(workdir, tasks="lung_2cls", **{"data.root": str(root)}), workdir)
     told = capsys.readouterr()
-    assert "2 rows answered" in told.out
-    assert "its images are asked lung_2cls; 1 files are left out" in told.err
+    assert "2 rows answered, 1 left out (see " in told.out
+    assert "its images are asked lung_2cls" in told.err
     (file,) = (workdir / "predictions").iterdir()
     answered = [(entry["task_id"], entry["image_path"]) for entry in json.loads(file.read_text())]
     assert answered == [("lung_2cls", "../b.png"), ("lung_2cls", "../deep/a.png")]
     assert "README" in (workdir / "left_out.csv").read_text()
+
+
+def test_what_is_damaged_is_named_and_the_rest_is_answered_and_drawn(
+    workdir, phantoms, tmp_path, capsys
+):
+    root = tmp_path / "new"
+    shutil.copytree(phantoms, root)
+    (root / "Classification/lung_2cls/0003.png").write_bytes(b"no image")
+    (root / "Classification/lung_2cls/0005.png").unlink()
+    for file in (root / "Classification/breast_2cls").iterdir():  # all of a task
+        file.write_bytes(b"")
+    (workdir / "predictions").mkdir()
+    (workdir / "predictions/old.png").touch()  # an answer to another folder
+    fields = {"data.root": str(root), "tasks": TWO, "predict.overlays": True}
+    modes.run_predict(config_of(workdir, **fields), workdir)
+    assert "10 rows answered, 14 left out (see " in capsys.readouterr().out
+    (entries,) = (json.loads(f.read_text()) for f in (workdir / "predictions").glob("*.*"))
+    answered = {entry["image_path"].rpartition("/")[2] for entry in entries}
+    assert answered == {f"{n:04}.png" for n in range(12)} - {"0003.png", "0005.png"}
+    told = (workdir / "left_out.csv").read_text()
+    assert "lung_2cls/0003.png is not an image" in told
+    assert "no file Classification/lung_2cls/0005.png" in told
+    drawn = workdir / "predictions/overlays/lung_2cls/Classification/lung_2cls"
+    assert {path.name for path in drawn.iterdir()} == {f"{name}.jpg" for name in answered}
+
+
+def test_features_are_of_every_image_once(workdir, capsys):
+    modes.run_features(config_of(workdir, **{"features.format": "npz"}), workdir)
+    folder, _ = folder_and_splits(workdir)
+    rows = [row for of_task in folder.rows.values() for row in of_task]
+    files = {folder.image_file(row) for row in rows}
+    assert f"features of {len(files)} images, none left out" in capsys.readouterr().out
+    with (workdir / "features/index.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == len(files)
+    with np.load(workdir / "features/Classification/lung_2cls/0003.png.npz") as first:
+        dense, cls = first["dense"], first["cls"]
+        assert (dense.shape, cls.shape) == ((2, 2, 192), (192,))
+    config = config_of(workdir, **{"features.task": "lungs"})
+    with pytest.raises(UserError, match=r"features\.task: the model has no task 'lungs'; did you"):
+        modes.run_features(config, workdir)
 
 
 def test_another_folder_is_scored_whole_beside_what_training_knew(workdir, tmp_path, capsys):

@@ -70,9 +70,9 @@ class Model:
         Raises:
             UserError: nothing can be answered, or a task is asked that the model does not know.
         """
-        from usfm.evaluation.answering import (
-            answer_all,
-        )  # half a second, which `load` need not wait
+        # Here, because `load` need not wait half a second for the readers of folders.
+        from usfm.data.source import say
+        from usfm.evaluation.answering import answer_all, open_answerable
 
         config, output_dir = self._config.copy_and_resolve_references(), pathlib.Path(output_dir)
         config.data.root = os.fspath(data_root)
@@ -84,7 +84,7 @@ class Model:
                 config.data.cache_dir = scratch
             folder = open_answerable(predictor.tasks, config, output_dir)
             overlays = config.predict.overlays
-            print(answer_all(predictor, folder, output_dir, left_out=output_dir, overlays=overlays))
+            say(answer_all(predictor, folder, output_dir, left_out=output_dir, overlays=overlays))
 
 
 @dataclasses.dataclass(frozen=True)

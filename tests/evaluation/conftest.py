@@ -1,15 +1,21 @@
 """A small folder with one task of each type, its rows known without reading a CSV."""
 
 import dataclasses
+import functools
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 from PIL import Image
 
 from usfm.data.folder import Fault, Folder, Row
+from usfm.evaluation.predict import Predictor, programs_of
 from usfm.evaluation.prediction import Answer
-from usfm.tasks import Task
+from usfm.models.m2dino import M2DINO
+from usfm.tasks import TYPES, Task
 
 SIZES = ((24, 32), (40, 20), (31, 33), (16, 48), (25, 25), (30, 60))
 
@@ -91,3 +97,28 @@ def damaged(folder) -> Folder:
     faults = [("a.csv", 3, "x_min"), ("a.csv", 3, "y_min"), ("b.csv", 3, "mask")]
     skipped = tuple(Fault(*place, "is not a number", "correct it") for place in faults)
     return dataclasses.replace(folder, skipped=skipped)
+
+
+@functools.cache
+def fresh(model):
+    return jax.jit(model.init)(jax.random.key(0))
+
+
+@pytest.fixture
+def make_fresh_predictor(small_folder):
+    """Makes a predictor with fresh parameters on so many devices."""
+    model = M2DINO(small_folder.tasks, variant="tiny", decoder_width=dict.fromkeys(TYPES, 8))
+
+    def make(devices, batch_size):
+        devices = jax.devices()[:devices]
+        mesh = jax.make_mesh(
+            (len(devices), 1, 1),
+            ("data", "fsdp", "expert"),
+            axis_types=(AxisType.Auto,) * 3,
+            devices=devices,
+        )
+        placed = jax.device_put(fresh(model), NamedSharding(mesh, P()))
+        programs = programs_of(model, mesh)
+        return Predictor(programs, model.tasks, placed, mesh, (32, 32), 1, batch_size)
+
+    return make

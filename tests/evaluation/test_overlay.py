@@ -54,11 +54,20 @@ def test_missing_points_are_not_drawn():
     assert not has(picture, PREDICTED, 0.8, 0.8, reach=20)
 
 
+def test_points_of_an_answer_alone_are_drawn_as_an_answer():
+    task = Task("t", "regression", num_points=1)
+    picture = draw(example(task, None, Answer(points=np.array([[0.4, 0.3]], np.float32))))
+    assert has(picture, PREDICTED, 0.3, 0.4, reach=12)
+    assert not (picture == TRUTH).all(axis=-1).any()
+
+
 def test_class_is_said_and_not_drawn():
     task = Task("t", "classification", num_classes=3)
     true, predicted = Answer(probs=np.eye(3)[2]), Answer(probs=np.array([0.1, 0.7, 0.2]))
     shown = example(task, true, predicted, np.full((30, 20, 3), 90, np.uint8))
     assert caption(shown) == "truth: class 2; model: class 1 (70%)"
+    assert caption(example(task, true, None)) == "class 2"
+    assert caption(example(task, None, predicted)) == "class 1 (70%)"
     assert (draw(shown) == 90).all()
 
 

@@ -1,43 +1,13 @@
 import dataclasses
-import functools
 
-import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from usfm.evaluation.predict import Predictor, answer, programs_of
+from usfm.evaluation.predict import answer
 from usfm.evaluation.prediction import content
-from usfm.models.m2dino import M2DINO
-from usfm.tasks import TYPES, Task
+from usfm.tasks import Task
 
 SIZE = (20, 60)  # of an original image
-
-
-@functools.cache
-def fresh(model):
-    return jax.jit(model.init)(jax.random.key(0))
-
-
-@pytest.fixture
-def make_predictor(small_folder):
-    """Makes a predictor with fresh parameters on so many devices."""
-    model = M2DINO(small_folder.tasks, variant="tiny", decoder_width=dict.fromkeys(TYPES, 8))
-
-    def make(devices, batch_size):
-        devices = jax.devices()[:devices]
-        mesh = jax.make_mesh(
-            (len(devices), 1, 1),
-            ("data", "fsdp", "expert"),
-            axis_types=(AxisType.Auto,) * 3,
-            devices=devices,
-        )
-        placed = jax.device_put(fresh(model), NamedSharding(mesh, P()))
-        programs = programs_of(model, mesh)
-        return Predictor(programs, model.tasks, placed, mesh, (32, 32), 1, batch_size)
-
-    return make
 
 
 def contents(answers, folder):
@@ -45,9 +15,11 @@ def contents(answers, folder):
     return {(r.task_id, r.index): content(tasks[r.task_id], a) for r, a in answers}
 
 
-def test_answers_depend_neither_on_devices_nor_on_the_batch_size(small_folder, make_predictor):
-    one = list(make_predictor(1, batch_size=3)(small_folder, small_folder.rows))
-    eight = list(make_predictor(8, batch_size=12)(small_folder, small_folder.rows))
+def test_answers_depend_neither_on_devices_nor_on_the_batch_size(
+    small_folder, make_fresh_predictor
+):
+    one = list(make_fresh_predictor(1, batch_size=3)(small_folder, small_folder.rows))
+    eight = list(make_fresh_predictor(8, batch_size=12)(small_folder, small_folder.rows))
     rows = [row for of_task in small_folder.rows.values() for row in of_task]
     assert [row for row, _ in one] == [row for row, _ in eight] == rows
 
@@ -66,9 +38,9 @@ def test_answers_depend_neither_on_devices_nor_on_the_batch_size(small_folder, m
             assert np.ptp(ours, axis=0).max() > 1e-4  # they do look at the image
 
 
-def test_a_task_answers_with_its_own_row_of_the_heads(small_folder, make_predictor):
+def test_a_task_answers_with_its_own_row_of_the_heads(small_folder, make_fresh_predictor):
     rows = {id: small_folder.rows[id][:2] for id in ("organ", "plane")}
-    predictor = make_predictor(1, batch_size=2)
+    predictor = make_fresh_predictor(1, batch_size=2)
     before = contents(predictor(small_folder, rows), small_folder)
     bias = predictor.params["heads"]["classification"]["bias"].at[1, 0].add(3.0)  # of "plane"
     heads = predictor.params["heads"]
@@ -82,9 +54,9 @@ def test_a_task_answers_with_its_own_row_of_the_heads(small_folder, make_predict
         assert odds[1] / odds[0] == pytest.approx(np.exp(3.0), rel=1e-3)
 
 
-def test_no_rows_no_answers(small_folder, make_predictor):
-    assert list(make_predictor(1, batch_size=2)(small_folder, {})) == []
-    assert list(make_predictor(1, batch_size=2)(small_folder, {"organ": ()})) == []
+def test_no_rows_no_answers(small_folder, make_fresh_predictor):
+    assert list(make_fresh_predictor(1, batch_size=2)(small_folder, {})) == []
+    assert list(make_fresh_predictor(1, batch_size=2)(small_folder, {"organ": ()})) == []
 
 
 def test_masks_are_made_at_the_original_size_of_the_real_classes():
