@@ -47,7 +47,7 @@ def restore(
     Args:
         config: of the run.
         workdir: of the run.
-        mesh: any; not that of training.
+        mesh: of any shape, whatever mesh the run had.
         step: of the checkpoint; the newest where it is not given.
 
     Raises:

@@ -91,7 +91,7 @@ def test_sizes_are_whole_patches():
 
 @pytest.mark.parametrize(
     ("task_id", "scales", "flipped"),
-    [("seg", (1.0, 1.5), True), ("organ", (1.0,), True), ("plane", (1.0,), False)],
+    [("seg", (1.0,), True), ("organ", (1.0, 1.5), True), ("plane", (1.0,), False)],
 )
 def test_a_mirrored_image_gets_the_mirrored_answer_where_the_task_allows_it(
     make_fresh_predictor, task_id, scales, flipped

@@ -43,7 +43,7 @@ def open_asked(config: ConfigDict, tasks: Sequence[Task], workdir: pathlib.Path)
             cache_dir=cache,
         )
     chosen = select(tasks, config.tasks)
-    say(f"{root} has no {DIRECTORY}/: its images are asked {', '.join(t.id for t in chosen)}")
+    say(f"{root} is no FM_UIA folder: its images are asked {', '.join(t.id for t in chosen)}")
     if root.is_file():
         return images_of_list(root, tasks, chosen, cache_dir=cache)
     return folder_of_images(root, chosen, cache_dir=cache)
