@@ -21,6 +21,7 @@ python tools/print_config.py configs/NAME.py prints every field that --config.FI
 import os
 import pathlib
 import sys
+import traceback
 
 from absl import flags, logging
 from ml_collections import config_flags
@@ -67,7 +68,7 @@ def main() -> None:
     logging.set_verbosity(logging.FATAL)  # orbax tells each of its moves, and what we explain
     from usfm import config as usfm_config
     from usfm import modes, processes
-    from usfm.training.checkpoint import UnsavedError
+    from usfm.training.checkpoint import write_failed
 
     cluster = (_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     if _MODE.value not in ALONE:
@@ -87,12 +88,22 @@ def main() -> None:
             config = usfm_config.of_run(workdir, changed)
         try:
             modes.MODES[_MODE.value](config, workdir)
-        except UnsavedError as error:
-            # Threads that could not write may never end: a run was seen to wait for them at exit.
-            sys.stdout.flush()
-            print(f"usfm: {error}", file=sys.stderr, flush=True)
-            os._exit(1)
-        processes.wait()
+            processes.wait()
+        finally:
+            if write_failed():
+                _exit_at_once(sys.exception())
+
+
+def _exit_at_once(error: BaseException | None) -> None:
+    """Ends the process as the error would, without waiting for threads that cannot write."""
+    code: str | int | None = getattr(error, "code", 1) if error else 0
+    if isinstance(error, UserError):
+        print(f"usfm: {error}", file=sys.stderr)
+    elif error is not None and not isinstance(error, SystemExit):
+        traceback.print_exception(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 1)
 
 
 def run() -> None:
