@@ -25,7 +25,7 @@ TASKS = (
     Task("cls2", "classification", num_classes=2),
     Task("cls3", "classification", num_classes=3, flip_ok=False),
 )
-# One type, whose decoder is quick to compile; slots of two, unevenly, are in test_sharding.py.
+# One type, whose decoder is quick to compile; uneven slots of two are in test_spread_slots.py.
 SLOTS = {"classification": 8}
 MESHES = ((8, 1, 1), (2, 4, 1), (1, 8, 1), (2, 2, 2))
 STEPS = 20
