@@ -8,7 +8,6 @@ NVIDIA GPU or a TPU and for any number of images at once (docs/predict.md).
 """
 
 import argparse
-import importlib.util
 import os
 import pathlib
 import sys
@@ -33,8 +32,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("out", type=pathlib.Path, help="the folder to write")
     arguments = parser.parse_args(argv)
     logging.set_verbosity(logging.WARNING)  # orbax tells each of its moves
-    if importlib.util.find_spec("flatbuffers") is None:
-        sys.exit("export_model: jax.export writes with flatbuffers: pip install flatbuffers")
     try:
         workdir, step = find_run(arguments.workdir)
         config = usfm_config.of_run(workdir, {})

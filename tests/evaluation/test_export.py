@@ -16,8 +16,6 @@ from usfm.models.moe import Mixture
 from usfm.tasks import TYPES, Task
 from usfm.training import sharding
 
-pytest.importorskip("flatbuffers", reason="jax.export writes with flatbuffers")
-
 TASKS = (
     Task("many", "classification", num_classes=5),
     Task("points", "regression", num_points=2),
