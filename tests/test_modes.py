@@ -56,6 +56,8 @@ def close(ours, theirs):
     """Equal but for rounding, at any depth."""
     if isinstance(ours, dict):
         return ours.keys() == theirs.keys() and all(close(ours[k], theirs[k]) for k in ours)
+    if isinstance(ours, list):
+        return len(ours) == len(theirs) and all(map(close, ours, theirs))
     if isinstance(ours, float):
         return ours == pytest.approx(theirs, rel=1e-3, abs=1e-3)
     return ours == theirs
@@ -194,7 +196,7 @@ def test_a_run_begun_before_a_field_existed_is_refused_in_one_line(workdir):
     del config["predict"], config["features"]["task"]  # which change nothing of what was learned
     path.write_text(json.dumps(config))
     assert config_of(workdir).predict.scales == [1.0]
-    assert config_of(workdir).features == {"task": "", "format": "npz"}
+    assert config_of(workdir).features.to_dict() == {"task": "", "format": "npz"}
     del config["train"]["ema"], config["optimizer"]["b2"]
     path.write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"config\.json lacks optimizer\.b2, train\.ema: [^\n]*$"):
@@ -338,7 +340,7 @@ def test_a_workdir_without_a_checkpoint_is_refused(workdir):
 
 def test_training_on_all_rows_leaves_none_to_score(make_config, tmp_path, monkeypatch, capsys):
     trained = []
-    monkeypatch.setattr(modes, "train", lambda *arguments: trained.append(arguments))
+    monkeypatch.setattr(modes, "train", lambda *arguments, score: trained.append(arguments))
     fields = {"data.val_fraction": 0.0, "evaluate.before_training": True}
     modes.run_train(make_config(**fields), tmp_path)
     assert len(trained) == 1

@@ -8,10 +8,11 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tools import compile_check
-from tools.compile_check import Collective, collectives, table
 from usfm import mesh as meshes
 from usfm.training import sharding
+from usfm.training.collectives import Collective, collectives, table
+
+TOOL = pathlib.Path(__file__).parents[2] / "tools/compile_check.py"
 
 # As XLA prints a program that calls a fusion and turns a loop five times.
 HLO = """\
@@ -63,9 +64,8 @@ def test_a_program_that_gathers_its_layers_is_seen_to():
 
 @pytest.mark.long
 def test_the_tool_compiles_an_experiment_for_devices_that_are_not_there(tmp_path):
-    root = pathlib.Path(compile_check.__file__).parents[1]
     done = subprocess.run(
-        [sys.executable, compile_check.__file__, f"{root}/configs/fm_uia.py:debug", "--devices=4",
+        [sys.executable, str(TOOL), f"{TOOL.parents[1]}/configs/fm_uia.py:debug", "--devices=4",
          "--config.mesh.data=1", "--config.mesh.fsdp=4", "--config.train.slots=4",
          "--config.tasks=breast_2cls", "--config.data.image_size=32"],
         cwd=tmp_path, capture_output=True, text=True, check=False,

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tools.compile_check import collectives
 from usfm import config as usfm_config
 from usfm.models import dinov3
 from usfm.models.dinov3 import Variant
@@ -18,6 +17,7 @@ from usfm.objectives import chain, multitask
 from usfm.objectives.routing import RouterLoss
 from usfm.tasks import TYPES, Task
 from usfm.training import memory, sharding
+from usfm.training.collectives import collectives
 from usfm.training.program import make_program
 from usfm.training.step import Own, functions_of
 

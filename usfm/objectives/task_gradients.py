@@ -252,9 +252,7 @@ def _of_own_slots(gradient: Callable[..., Any]) -> Callable[..., Any]:
         return gradient
     slots = P(mesh.SLOTS)
     # Without check_vma, which would sum the gradients of all devices.
-    return jax.shard_map(
-        gradient, in_specs=(P(), slots, slots), out_specs=slots, check_vma=False
-    )
+    return jax.shard_map(gradient, in_specs=(P(), slots, slots), out_specs=slots, check_vma=False)
 
 
 def _spread_all(tree: Any) -> Any:
