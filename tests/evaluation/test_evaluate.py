@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from usfm.evaluation import trivial
+from usfm.evaluation.bootstrap import intervals
+from usfm.evaluation.classes import OF_CLASS, by_class
 from usfm.evaluation.evaluate import Evaluation, evaluate, write
-from usfm.evaluation.metrics import score_row, summarise
+from usfm.evaluation.metrics import METRICS, score_row, summarise
 from usfm.evaluation.prediction import Answer, truth
 
 
@@ -30,8 +32,12 @@ def test_metrics_are_those_of_the_rows(folder, guesses):
             for row, answer in guesses
             if row.task_id == task.id
         ]
-        assert report["tasks"][task.id] == summarise(task, scored)
-        assert report["tasks"][task.id]["n"] == 6
+        groups = [f"patient {i // 2}" for i in range(6)]
+        expected = summarise(task, scored) | intervals(task, scored, groups, seed=0)
+        if task.type in OF_CLASS:
+            expected["classes"] = by_class(task, scored)
+        assert report["tasks"][task.id] == expected
+        assert (expected["n"], expected["groups"]) == (6, 3)
     assert report["missing"] == []
 
 
@@ -96,8 +102,10 @@ def test_trivial_predictor_is_scored_on_the_rows_that_were_answered(folder, gues
     answered = [pair for pair in guesses if pair[0].index]
     report = run(answered, folder, predictors).report
     own = run([(row, predictors[row.task_id](row)) for row, _ in answered[:10]], folder).report
-    expected = {task_id: own["tasks"][task_id] for task_id in predictors}
-    assert report["trivial"] == expected
+    for task in folder.tasks[:2]:
+        names = [*METRICS[task.type], "n", "undefined"]
+        expected = {name: own["tasks"][task.id][name] for name in names}
+        assert report["trivial"][task.id] == expected
     assert report["trivial"]["classes"]["n"] == 5
 
 
@@ -111,11 +119,15 @@ def test_files_hold_the_evaluation(folder, guesses, tmp_path):
     evaluation = run(guesses, folder)
     write(evaluation, tmp_path / "new")
     assert json.loads((tmp_path / "new/evaluation.json").read_text()) == evaluation.report
+    official = json.loads((tmp_path / "new/evaluation_official.json").read_text())
+    assert official == evaluation.official
+    assert official["detection"]["where"]["IoU"] == evaluation.report["tasks"]["where"]["iou"]
     with (tmp_path / "new/evaluation_rows.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert list(lines[0]) == ["task_id", "row_key", "group", "part", "metric", "value"]
     assert {path.name for path in (tmp_path / "new").iterdir()} == {
         "evaluation.json",
+        "evaluation_official.json",
         "evaluation_rows.csv",
     }
     assert lines[-1] | {"value": ""} == {
@@ -139,7 +151,10 @@ def test_every_metric_follows_from_the_rows_file(folder, guesses, tmp_path):
             {line["metric"]: float(line["value"]) for line in of_row}
             for _, of_row in itertools.groupby(of_task, key=lambda line: line["row_key"])
         ]
-        assert summarise(task, scored) == evaluation.report["tasks"][task.id]
+        report = evaluation.report["tasks"][task.id]
+        assert summarise(task, scored).items() <= report.items()
+        if task.type in OF_CLASS:
+            assert by_class(task, scored) == report["classes"]
 
 
 def test_scores_that_are_not_finite_are_empty(folder, guesses, tmp_path):
@@ -158,5 +173,5 @@ def test_failed_write_leaves_the_old_file(folder, guesses, tmp_path):
     write(run(guesses, folder), tmp_path)
     old = (tmp_path / "evaluation.json").read_bytes()
     with pytest.raises(ValueError, match="JSON"):
-        write(Evaluation({"tasks": float("nan")}, ()), tmp_path)
+        write(Evaluation({"tasks": float("nan")}, {}, ()), tmp_path)
     assert (tmp_path / "evaluation.json").read_bytes() == old

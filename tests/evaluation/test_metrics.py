@@ -46,6 +46,13 @@ def random_mask(generator, shape):
     return np.where(np.isin(mask, generator.integers(0, 4, 2)), 0, mask).astype(np.uint8)
 
 
+def ece(confidence, right):
+    """Over 15 bins of equal width, each without its lower edge."""
+    bins = np.digitize(confidence, np.linspace(0, 1, 16), right=True)
+    gaps = [right[bins == b].sum() - confidence[bins == b].astype(float).sum() for b in set(bins)]
+    return np.abs(gaps).sum() / len(bins)
+
+
 def score_classes(task, probs, labels):
     truths = np.eye(task.num_classes, dtype=np.float32)[labels]
     return [
@@ -67,10 +74,16 @@ def test_segmentation_equals_the_official_order_of_averaging(subtests):
 
 
 @pytest.mark.parametrize(
-    ("a", "b", "dsc", "hd"),
-    [([], [], 1, 0), ([(0, 0)], [], 0, 5), ([], [(0, 0)], 0, 5), ([(0, 0)], [(2, 3)], 0, 13**0.5)],
+    ("a", "b", "expected"),
+    [
+        ([], [], (1, 0, 0, 1)),
+        ([(0, 0)], [], (0, 5, 5, 0)),
+        ([], [(0, 0)], (0, 5, 5, 0)),
+        ([(0, 0)], [(2, 3)], (0, 13**0.5, 13**0.5, 0)),
+        ([(0, 0)], [(0, 2)], (0, 2, 2, 1)),  # within the tolerance
+    ],
 )
-def test_empty_masks(a, b, dsc, hd):
+def test_empty_masks(a, b, expected):
     """Of a 3 x 4 image, whose diagonal is 5."""
     masks = np.zeros((2, 3, 4), np.uint8)
     for mask, pixels in zip(masks, (a, b), strict=True):
@@ -78,7 +91,8 @@ def test_empty_masks(a, b, dsc, hd):
             mask[pixel] = 1
     task = Task("t", "segmentation", num_classes=2)
     scores = score_row(task, (3, 4), Answer(mask=masks[0]), Answer(mask=masks[1]))
-    assert scores == {"dsc": dsc, "hd": pytest.approx(hd)}
+    found = [scores[name] for name in metrics.METRICS["segmentation"]]
+    assert found == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("task", [BINARY, MULTI])
@@ -96,12 +110,23 @@ def test_classification_equals_sklearn(task, ties):
         area = sk.roc_auc_score(labels, probs[:, 1])
     else:
         area = sk.roc_auc_score(labels, probs.astype(float), multi_class="ovr", average="macro")
+
+    def f1(average):
+        return sk.f1_score(labels, predicted, average=average, zero_division=0)
+
+    chosen = [1] if task is BINARY else range(task.num_classes)
+    pairs = [(labels == c, predicted == c) for c in chosen]
+    sensitivity = np.mean([sk.recall_score(true, said) for true, said in pairs])
+    specificity = np.mean([sk.recall_score(~true, ~said) for true, said in pairs])
     assert summarise(task, score_classes(task, probs, labels)) == {
         "auc": pytest.approx(area, rel=1e-12),
-        "accuracy": sk.accuracy_score(labels, predicted),
-        "f1_macro": sk.f1_score(labels, predicted, average="macro", zero_division=0),
-        "f1_weighted": sk.f1_score(labels, predicted, average="weighted", zero_division=0),
-        "mcc": sk.matthews_corrcoef(labels, predicted),
+        "accuracy": pytest.approx(sk.accuracy_score(labels, predicted)),
+        "f1_macro": pytest.approx(f1("macro"), rel=1e-12),
+        "f1_weighted": pytest.approx(f1("weighted"), rel=1e-12),
+        "mcc": pytest.approx(sk.matthews_corrcoef(labels, predicted), rel=1e-12),
+        "sensitivity": pytest.approx(sensitivity, rel=1e-12),
+        "specificity": pytest.approx(specificity, rel=1e-12),
+        "ece": pytest.approx(ece(probs.max(axis=1), predicted == labels), rel=1e-9),
         "n": len(labels),
         "undefined": {},
     }
@@ -118,14 +143,17 @@ def test_auc_without_a_class_is_undefined_and_says_why():
     labels = np.array([0, 2, 0, 2])
     result = summarise(MULTI, score_classes(MULTI, np.full((4, 4), 0.25), labels))
     assert result["auc"] is None
-    assert result["undefined"] == {"auc": "class 1, 3 does not occur in the truth"}
+    reason = "class 1, 3 does not occur in the truth"
+    assert result["undefined"] == {"auc": reason, "sensitivity": reason}
     assert result["accuracy"] == 0.5
 
 
 def test_mcc_of_a_single_class_is_undefined():
     result = summarise(BINARY, score_classes(BINARY, np.eye(2)[[1, 1]], np.array([1, 1])))
-    assert result["mcc"] is None
-    assert result["undefined"]["mcc"] == "only class 1 occurs in the truth"
+    for metric in ("mcc", "specificity"):
+        assert result[metric] is None
+        assert result["undefined"][metric] == "only class 1 occurs in the truth"
+    assert result["sensitivity"] == 1
     assert result["f1_macro"] == 1
 
 
@@ -162,7 +190,33 @@ def test_mre_is_over_the_points_present():
     true = np.array([[0.5, 0.5], [np.nan, np.nan], [0, 0]], np.float32)
     predicted = np.array([[0.5, 0.6], [9, 9], [0.3, 0.4]], np.float32)
     scores = score_row(POINTS, (100, 10), Answer(points=predicted), Answer(points=true))
-    assert scores == {"mre": pytest.approx((10 + math.hypot(3, 40)) / 2, rel=1e-6)}
+    # 10 is no more than .05 of the longer side, 100, and hypot(30, 4) more. In the official form
+    # the point that is absent is (0, 0), 9 x 9 images from what was said.
+    far = math.hypot(3, 40)
+    assert scores["mre"] == pytest.approx((10 + far) / 2, rel=1e-6)
+    assert scores["mre_official"] == pytest.approx((10 + far + math.hypot(90, 900)) / 3, rel=1e-6)
+
+
+def test_a_landmark_is_correct_within_a_twentieth_of_the_longer_side():
+    true = np.zeros((3, 2), np.float32)
+    said = np.array([[0.4, 0], [0, 0.049], [0.05, 0.05]], np.float32)  # 4, 4.9 and 5.02 pixels
+    scores = score_row(POINTS, (100, 10), Answer(points=said), Answer(points=true))
+    assert scores["pck"] == pytest.approx(2 / 3)
+
+
+def test_average_precision_is_over_all_boxes_ranked_by_confidence():
+    """Right, wrong, right, wrong: precision 1 and 2/3 where recall rises, a quarter each time."""
+    whole, half = Answer(box=np.array([0, 0, 1, 1])), Answer(box=np.array([0, 0, 0.4, 1]))
+    said = [(whole, 0.9), (half, 0.8), (whole, 0.7), (half, 0.1)]
+    rows = [
+        score_row(BOX, (9, 9), Answer(box=answer.box, confidence=sure), whole)
+        for answer, sure in said
+    ]
+    assert summarise(BOX, rows)["average_precision"] == pytest.approx((1 + 2 / 3) / 4)
+    without = [{"iou": row["iou"]} for row in rows]
+    result = summarise(BOX, without)
+    assert result["average_precision"] is None
+    assert result["undefined"] == {"average_precision": "the answers carry no confidence"}
 
 
 @pytest.mark.parametrize("task", [MULTI, BOX, POINTS], ids=lambda task: task.type)
@@ -183,7 +237,9 @@ def test_predictions_that_are_not_finite_give_null_with_a_reason(task):
 
 def test_no_rows_give_null_with_a_reason():
     result = summarise(BOX, [])
-    assert result == {"iou": None, "n": 0, "undefined": {"iou": "no row was scored"}}
+    names = metrics.METRICS["detection"]
+    undefined = dict.fromkeys(names, "no row was scored")
+    assert result == dict.fromkeys(names) | {"n": 0, "undefined": undefined}
 
 
 def test_answer_of_another_size_is_refused():
@@ -195,10 +251,45 @@ def test_answer_of_another_size_is_refused():
 
 
 def test_sign_says_which_way_is_better():
-    assert {m: sign(m) for m in ("dsc", "auc", "iou", "hd", "mre")} == {
-        "dsc": 1,
-        "auc": 1,
-        "iou": 1,
-        "hd": -1,
-        "mre": -1,
-    }
+    lower = {m for names in metrics.METRICS.values() for m in names if sign(m) == -1}
+    assert lower == {"hd", "hd95", "mre", "ece"}
+
+
+def perturbed(task, answer, generator):
+    """An answer somewhat further from the truth."""
+    if task.type == "segmentation":
+        return Answer(mask=np.roll(answer.mask, (3, 4), (0, 1)))
+    if task.type == "classification":
+        probs = 0.3 * answer.probs + 0.7 * generator.dirichlet(np.ones(task.num_classes))
+        return Answer(probs=probs.astype(np.float32))
+    if task.type == "detection":
+        shift = generator.uniform(0, 0.3)
+        return Answer(box=(answer.box + shift).astype(np.float32), confidence=generator.random())
+    return Answer(points=answer.points + generator.normal(0, 0.1, (3, 2)).astype(np.float32))
+
+
+def drawn(task, generator):
+    """A truth."""
+    if task.type == "segmentation":
+        mask = np.zeros((40, 50), np.uint8)
+        mask[5:15, 5:20], mask[20:35, 10:30], mask[3:12, 30:40] = 1, 2, 3
+        return Answer(mask=mask)
+    if task.type == "classification":
+        label = generator.integers(task.num_classes)
+        return Answer(probs=np.eye(task.num_classes, dtype=np.float32)[label])
+    if task.type == "detection":
+        return Answer(box=np.array([0.1, 0.1, 0.6, 0.7], np.float32), confidence=0.5)
+    return Answer(points=generator.random((3, 2)).astype(np.float32))
+
+
+@pytest.mark.parametrize("task", [SEGMENT, BINARY, MULTI, BOX, POINTS], ids=lambda task: task.id)
+def test_a_perturbed_prediction_changes_every_metric(task):
+    generator = np.random.default_rng(5)
+    truths = [drawn(task, generator) for _ in range(30)]
+    said = [perturbed(task, true, generator) for true in truths]
+    good, worse = (
+        summarise(task, [score_row(task, (40, 50), *pair) for pair in zip(a, truths, strict=True)])
+        for a in (truths, said)
+    )
+    for metric in metrics.METRICS[task.type]:
+        assert sign(metric) * good[metric] > sign(metric) * worse[metric], metric

@@ -1,6 +1,6 @@
 import pytest
 
-from usfm.evaluation.table import notes, table_lines, text_table
+from usfm.evaluation.table import notes, number, table_lines, text_table
 
 REPORT = {
     "tasks": {
@@ -53,8 +53,13 @@ def test_lines_of_the_table_are_equally_wide():
 
 def test_all_metrics_of_a_task_have_lines_with_the_primary_first():
     metrics = [(line.task_id, line.metric) for line in table_lines(REPORT)]
-    assert metrics[:4] == [("lesion", "dsc"), ("lesion", "hd"), ("femur", "mre"), ("plane", "auc")]
-    assert len(metrics) == 8
+    first = [("lesion", "dsc"), ("lesion", "hd"), ("lesion", "hd95"), ("lesion", "nsd")]
+    assert metrics[:7] == [*first, ("femur", "mre"), ("femur", "pck"), ("plane", "auc")]
+    assert len(metrics) == 4 + 2 + 8
+
+
+def test_only_what_is_in_pixels_has_one_decimal():
+    assert (number("hd95", 12.34), number("ece", 0.1234)) == ("12.3", "0.123")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Score a stream of answers: evaluation.json and evaluation_rows.csv."""
+"""Score a stream of answers: evaluation.json, its official form, and evaluation_rows.csv."""
 
 import collections
 import csv
@@ -12,14 +12,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from etils import epath
 
 from usfm.data.folder import Folder, Row
+from usfm.data.parallel import cores
+from usfm.evaluation.bootstrap import intervals
+from usfm.evaluation.classes import OF_CLASS, by_class
 from usfm.evaluation.files import write_atomically
 from usfm.evaluation.metrics import score_row, summarise
+from usfm.evaluation.official import official_report
 from usfm.evaluation.prediction import Answer, truth
 from usfm.tasks import Task
 
 ROW_FIELDS = ("task_id", "row_key", "group", "part", "metric", "value")
 # Answers kept waiting for a free thread: a segmentation's holds a mask of original size.
 WAITING = 32
+SEED = 0  # of the resamples of intervals
 
 Trivial = Callable[[Row], Answer]
 
@@ -32,13 +37,16 @@ class Evaluation:
         report: the content of evaluation.json: "tasks" and "trivial" (each {task id: {metric:
             value, "n": rows, "undefined": {metric: reason}}}, over the same rows), "missing"
             (rows without an answer), "parts" (rows asked for by part) and "skipped_rows" (rows
-            that the reader left out because they are faulty).
-        rows: the lines of evaluation_rows.csv, see ROW_FIELDS: one a row and score. Beside the
-            metrics of a row, those of a classification row are prob_true, label and prob_0 ..
-            prob_C-1, so that any metric of any subset can be computed from the file.
+            that the reader left out because they are faulty). A task of "tasks" also has what
+            bootstrap.intervals gives and, where it has classes, "classes" (classes.by_class).
+        official: the content of evaluation_official.json; see official.py.
+        rows: the lines of evaluation_rows.csv, see ROW_FIELDS: one a row and score. They are what
+            metrics.score_row gives, more than the metrics of a row, so that any metric of any
+            subset can be computed from the file.
     """
 
     report: dict
+    official: dict
     rows: tuple[tuple[str, str, str, str, str, float], ...]
 
 
@@ -73,23 +81,28 @@ def evaluate(
     tasks = {task.id: task for task in folder.tasks}
     asked = {(task_id, row.key) for task_id, rows in rows_by_task.items() for row in rows}
     scores = _score_all(answers, folder, tasks, asked, trivial)
-    of_model, of_trivial, missing, lines = {}, {}, [], []
+    of_model, of_trivial, of_tasks, missing, lines = {}, {}, {}, [], []
     for task_id, rows in rows_by_task.items():
+        task = tasks[task_id]
         answered = [row for row in rows if (task_id, row.key) in scores]
         of_task = [scores[task_id, row.key] for row in answered]
-        of_model[task_id] = summarise(tasks[task_id], [s.model for s in of_task])
+        of_tasks[task] = scored = [s.model for s in of_task]
+        groups = [group_of(row) for row in answered]
+        of_model[task_id] = summarise(task, scored) | intervals(task, scored, groups, seed=SEED)
+        if task.type in OF_CLASS:
+            of_model[task_id]["classes"] = by_class(task, scored)
         if task_id in trivial:
             floor = [s.trivial for s in of_task if s.trivial is not None]
-            of_trivial[task_id] = summarise(tasks[task_id], floor)
+            of_trivial[task_id] = summarise(task, floor)
         missing += [
             {"task_id": task_id, "row_key": row.key}
             for row in rows
             if (task_id, row.key) not in scores
         ]
         lines += [
-            (task_id, row.key, group_of(row), part_of(row), metric, value)
-            for row, of_row in zip(answered, of_task, strict=True)
-            for metric, value in of_row.model.items()
+            (task_id, row.key, group, part_of(row), metric, value)
+            for row, group, of_row in zip(answered, groups, scored, strict=True)
+            for metric, value in of_row.items()
         ]
     parts = collections.Counter(part_of(row) for rows in rows_by_task.values() for row in rows)
     report = {
@@ -99,7 +112,7 @@ def evaluate(
         "parts": dict(sorted(parts.items())),
         "skipped_rows": len({(fault.file, fault.row) for fault in folder.skipped}),
     }
-    return Evaluation(report, tuple(lines))
+    return Evaluation(report, official_report(of_tasks), tuple(lines))
 
 
 def _score_all(
@@ -123,7 +136,7 @@ def _score_all(
     scores = {}
     waiting: collections.deque[tuple[tuple[str, str], Future[_Scores]]] = collections.deque()
     seen = set()
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         for row, answer in answers:
             name = (row.task_id, row.key)
             if name not in asked:
@@ -131,6 +144,9 @@ def _score_all(
             if name in seen:
                 raise ValueError(f"{row.task_id}: a second answer to {row.key}")
             seen.add(name)
+            if tasks[row.task_id].type != "segmentation":
+                scores[name] = score(row, answer)  # sooner than a thread would begin
+                continue
             waiting.append((name, pool.submit(score, row, answer)))
             if len(waiting) > WAITING:
                 name, future = waiting.popleft()
@@ -140,7 +156,7 @@ def _score_all(
 
 
 def write(evaluation: Evaluation, workdir: epath.PathLike) -> None:
-    """Write evaluation.json and evaluation_rows.csv, each whole or not at all.
+    """Write evaluation.json, evaluation_official.json and evaluation_rows.csv, each whole or not.
 
     A score that is not finite is an empty value in the CSV.
     """
@@ -151,5 +167,7 @@ def write(evaluation: Evaluation, workdir: epath.PathLike) -> None:
     for *names, value in evaluation.rows:
         writer.writerow([*names, value if math.isfinite(value) else ""])
     write_atomically(workdir / "evaluation_rows.csv", text.getvalue().encode())
-    report = json.dumps(evaluation.report, indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomically(workdir / "evaluation.json", report.encode() + b"\n")
+    contents = {"evaluation_official": evaluation.official, "evaluation": evaluation.report}
+    for name, content in contents.items():
+        written = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+        write_atomically(workdir / f"{name}.json", written.encode() + b"\n")

@@ -1,34 +1,53 @@
-"""The official FM_UIA metrics, at original pixel size.
+"""The metrics of each task type, at original pixel size; docs/metrics.md lists them.
 
 Scores are kept in two steps. `score_row` turns one answer into numbers that suffice for every
 metric of its task; `summarise` turns the numbers of many rows into the task's metrics. So the
 metrics of any subset of rows, a bootstrap sample for instance, need no image.
 
 Where the official evaluator writes 0 for a metric that has no value (an AUC when a class is
-absent), here the metric is undefined and a reason says why.
+absent), here the metric is undefined and a reason says why; official.py keeps its habits.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy.ndimage import distance_transform_edt
-from scipy.stats import rankdata
-from sklearn.metrics import f1_score, matthews_corrcoef
 
+from usfm.evaluation import masks, weighted
 from usfm.evaluation.prediction import Answer, content
 from usfm.tasks import Task
 
 # The metrics of each task type; the first is the one that a task is compared by.
 METRICS = {
-    "classification": ("auc", "accuracy", "f1_macro", "f1_weighted", "mcc"),
-    "detection": ("iou",),
-    "regression": ("mre",),
-    "segmentation": ("dsc", "hd"),
+    "classification": (
+        *("auc", "accuracy", "f1_macro", "f1_weighted", "mcc"),
+        *("sensitivity", "specificity", "ece"),
+    ),
+    "detection": ("iou", "average_precision"),
+    "regression": ("mre", "pck"),
+    "segmentation": ("dsc", "hd", "hd95", "nsd"),
 }
 PRIMARY = {type_: names[0] for type_, names in METRICS.items()}
-# In pixels; of all other metrics, which lie between -1 and 1, more is better.
-LOWER_IS_BETTER = frozenset({"hd", "mre"})
+IN_PIXELS = frozenset({"hd", "hd95", "mre"})  # of the original image
+# Of all other metrics, which lie between -1 and 1, more is better.
+LOWER_IS_BETTER = IN_PIXELS | {"ece"}
+# A landmark is correct within this share of the image's longer side (Yang & Ramanan 2013, PAMI 35,
+# take the side of the box round a person; two or three landmarks span no box).
+PCK_SHARE = 0.05
+# A box is right from this IoU on, for average precision (Everingham et al. 2010, IJCV 88).
+RIGHT_IOU = 0.5
+
+
+_OF_COUNTS = {
+    "f1_macro": weighted.f1_macro,
+    "f1_weighted": weighted.f1_weighted,
+    "mcc": weighted.mcc,
+}
+_OF_CLASS_COUNTS = {
+    "f1": weighted.f1,
+    "sensitivity": weighted.sensitivity,
+    "specificity": weighted.specificity,
+}
 
 
 class Undefined(ValueError):
@@ -38,63 +57,6 @@ class Undefined(ValueError):
 def sign(metric: str) -> int:
     """+1 where a higher value is better, -1 where a lower one is."""
     return -1 if metric in LOWER_IS_BETTER else 1
-
-
-def dice(a: np.ndarray, b: np.ndarray) -> float:
-    """Dice coefficient of two boolean masks; 1 when both are empty."""
-    total = np.count_nonzero(a) + np.count_nonzero(b)
-    return 2 * np.count_nonzero(a & b) / total if total else 1.0
-
-
-def hausdorff(a: np.ndarray, b: np.ndarray) -> float:
-    """Symmetric Hausdorff distance in pixels between the pixels of two boolean masks [H, W].
-
-    0 when both are empty, the image's diagonal when one is.
-    """
-    if not a.any() or not b.any():
-        return math.hypot(*a.shape) if a.any() or b.any() else 0.0
-    # Both masks lie within the box round their union, so nothing outside it can be nearer.
-    union = a | b
-    rows, columns = (np.flatnonzero(union.any(axis=axis)) for axis in (1, 0))
-    crop = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    a, b = a[crop], b[crop]
-    to_a, to_b = (np.asarray(distance_transform_edt(~mask)) for mask in (a, b))
-    return float(max(to_b[a].max(), to_a[b].max()))
-
-
-def box_iou(a: np.ndarray, b: np.ndarray) -> float:
-    """Intersection over union of two xyxy boxes [4]; 0 when the union is."""
-
-    def area(box: np.ndarray) -> float:
-        width, height = np.maximum(box[2:] - box[:2], 0)
-        return float(width * height)
-
-    overlap = area(np.concatenate([np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])]))
-    union = area(a) + area(b) - overlap
-    return overlap / union if union else 0.0
-
-
-def auc(probs: np.ndarray, labels: np.ndarray) -> float:
-    """Area under the ROC curve: of class 1 when there are two, else macro one-vs-rest.
-
-    Args:
-        probs: [N, C] probabilities.
-        labels: int [N] true classes.
-
-    Raises:
-        Undefined: a class does not occur among the labels.
-    """
-    absent = np.setdiff1d(np.arange(probs.shape[1]), labels)
-    if absent.size:
-        raise Undefined(f"class {', '.join(map(str, absent))} does not occur in the truth")
-    classes = (1,) if probs.shape[1] == 2 else range(probs.shape[1])
-    areas = []
-    for c in classes:
-        positive = labels == c
-        n = np.count_nonzero(positive)
-        ranks = rankdata(probs[:, c])[positive].sum()
-        areas.append((ranks - n * (n + 1) / 2) / (n * (len(labels) - n)))
-    return float(np.mean(areas))
 
 
 def score_row(
@@ -109,9 +71,10 @@ def score_row(
         true: the truth.
 
     Returns:
-        Segmentation: dsc and hd, means over the classes other than background. Detection: iou.
-        Regression: mre over the points that are present. Classification: accuracy (0 or 1),
-        prob_true, and label and prob_0 .. prob_C-1, from which all its metrics follow.
+        Segmentation: see masks.compare. Detection: iou, and the answer's confidence where it has
+        one. Regression: mre and pck over the points that are present, and mre_official, which
+        takes the others to be at (0, 0). Classification: accuracy (0 or 1), prob_true, and label
+        and prob_0 .. prob_C-1, from which all its metrics follow.
 
     Raises:
         ValueError: the answer is of another type or shape than the truth.
@@ -120,29 +83,114 @@ def score_row(
     if ours.shape != theirs.shape:
         raise ValueError(f"{task.id}: an answer of shape {ours.shape}, the truth {theirs.shape}")
     if task.type == "segmentation":
-        pairs = [(ours == c, theirs == c) for c in range(1, task.num_classes)]
-        return {
-            "dsc": float(np.mean([dice(*pair) for pair in pairs])),
-            "hd": float(np.mean([hausdorff(*pair) for pair in pairs])),
-        }
+        return masks.compare(ours, theirs, task.num_classes)
     if task.type == "classification":
         label = int(theirs.argmax())
         right = float(ours.argmax() == label) if np.isfinite(ours).all() else math.nan
         probs = {f"prob_{c}": float(p) for c, p in enumerate(ours)}
         return {"accuracy": right, "prob_true": float(ours[label]), "label": float(label)} | probs
-    scale = np.array([size[1], size[0]], np.float64)
-    ours, theirs = ours.reshape(-1, 2) * scale, theirs.reshape(-1, 2) * scale
-    if not np.isfinite(ours).all():
-        return {PRIMARY[task.type]: math.nan}
+    said, wanted = (
+        [(x * size[1], y * size[0]) for x, y in array.reshape(-1, 2).tolist()]
+        for array in (ours, theirs)
+    )
     if task.type == "detection":
-        return {"iou": box_iou(ours.reshape(4), theirs.reshape(4))}
-    present = ~np.isnan(theirs).any(axis=1)
-    return {"mre": float(np.linalg.norm((ours - theirs)[present], axis=1).mean())}
+        sure = predicted.confidence
+        iou = box_iou(said, wanted) if np.isfinite(ours).all() else math.nan
+        return {"iou": iou} if sure is None else {"iou": iou, "confidence": float(sure)}
+    return _score_points(said, wanted, PCK_SHARE * max(size))
+
+
+def box_iou(a: Sequence[tuple[float, float]], b: Sequence[tuple[float, float]]) -> float:
+    """Intersection over union of two boxes, given by two corners; 0 when the union is."""
+
+    def area(left: float, top: float, right: float, bottom: float) -> float:
+        return max(right - left, 0.0) * max(bottom - top, 0.0)
+
+    ((x0, y0), (x1, y1)), ((u0, v0), (u1, v1)) = a, b
+    overlap = area(max(x0, u0), max(y0, v0), min(x1, u1), min(y1, v1))
+    union = area(x0, y0, x1, y1) + area(u0, v0, u1, v1) - overlap
+    return overlap / union if union else 0.0
+
+
+def _score_points(
+    ours: Sequence[tuple[float, float]], theirs: Sequence[tuple[float, float]], near: float
+) -> dict[str, float]:
+    """Scores of landmarks in pixels; NaN where ours are not finite. NaN marks what theirs lack."""
+    if not all(math.isfinite(value) for point in ours for value in point):
+        return dict.fromkeys(("mre", "pck", "mre_official"), math.nan)
+    # math.dist, because a row's few points would wait for numpy ten times as long.
+    errors = [math.dist(*pair) for pair in zip(ours, theirs, strict=True)]
+    present = [error for error in errors if not math.isnan(error)]
+    absent = [math.hypot(*a) for a, error in zip(ours, errors, strict=True) if math.isnan(error)]
+    return {
+        "mre": sum(present) / len(present),
+        "pck": sum(error <= near for error in present) / len(present),
+        "mre_official": (sum(present) + sum(absent)) / len(errors),
+    }
 
 
 def columns(scored: Sequence[Mapping[str, float]]) -> dict[str, np.ndarray]:
     """The scores of rows by name: float64 [N] each."""
     return {name: np.array([scores[name] for scores in scored]) for name in scored[0]}
+
+
+def metric_values(
+    task: Task, metric: str, scores: Mapping[str, np.ndarray], weights: np.ndarray
+) -> np.ndarray:
+    """One metric of a task for each of B weightings of its N rows (see weighted.py).
+
+    Args:
+        task: what was asked.
+        metric: one of METRICS, or a score of rows, for its mean.
+        scores: of the rows; see `columns`.
+        weights: float64 [B, N].
+
+    Returns:
+        float64 [B], NaN where the metric has no value.
+    """
+    if metric in scores:
+        return weighted.mean(scores[metric], weights)
+    if metric == "average_precision":
+        right = scores["iou"] >= RIGHT_IOU
+        return weighted.average_precision(scores["confidence"], right, weights)
+    labels, probs = classified(task, scores)
+    if metric == "ece":
+        right = probs.argmax(axis=1) == labels
+        return weighted.calibration_error(probs.max(axis=1), right, weights)
+    if metric in ("auc", "sensitivity", "specificity"):
+        # Of two classes that of the second, as the official AUC; of more the mean over all.
+        classes = (1,) if task.num_classes == 2 else range(task.num_classes)
+        return class_values(metric, labels, probs, weights, classes).mean(axis=1)
+    counts = weighted.confusion(labels, probs.argmax(axis=1), task.num_classes, weights)
+    return _OF_COUNTS[metric](counts)
+
+
+def classified(task: Task, scores: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Labels int [N] and probabilities float64 [N, C] of classification rows."""
+    probs = [scores[f"prob_{c}"] for c in range(task.num_classes)]
+    return scores["label"].astype(int), np.stack(probs, axis=1)
+
+
+def class_values(
+    metric: str,
+    labels: np.ndarray,
+    probs: np.ndarray,
+    weights: np.ndarray,
+    classes: Sequence[int],
+) -> np.ndarray:
+    """A metric of each of some classes against the others: float64 [B, classes].
+
+    Args:
+        metric: auc, f1, sensitivity or specificity.
+        labels: int [N].
+        probs: float64 [N, C].
+        weights: float64 [B, N].
+        classes: which.
+    """
+    if metric == "auc":
+        return np.stack([weighted.auc(probs[:, c], labels == c, weights) for c in classes], axis=1)
+    counts = weighted.confusion(labels, probs.argmax(axis=1), probs.shape[1], weights)
+    return _OF_CLASS_COUNTS[metric](counts)[:, classes]
 
 
 def metric_value(task: Task, metric: str, scores: Mapping[str, np.ndarray]) -> float:
@@ -151,22 +199,25 @@ def metric_value(task: Task, metric: str, scores: Mapping[str, np.ndarray]) -> f
     Raises:
         Undefined: the metric has no value on these rows.
     """
+    check_finite(scores)
+    if metric == "average_precision" and "confidence" not in scores:
+        raise Undefined("the answers carry no confidence")
+    rows = len(next(iter(scores.values())))
+    value = float(metric_values(task, metric, scores, np.ones((1, rows)))[0])
+    if not math.isnan(value):
+        return value
+    labels = scores["label"].astype(int)
+    if metric in ("mcc", "specificity"):
+        raise Undefined(f"only class {labels[0]} occurs in the truth")
+    absent = np.setdiff1d(np.arange(task.num_classes), labels)
+    raise Undefined(f"class {', '.join(map(str, absent))} does not occur in the truth")
+
+
+def check_finite(scores: Mapping[str, np.ndarray]) -> None:
+    """Raises Undefined where a prediction is not finite."""
     bad = np.any([~np.isfinite(column) for column in scores.values()], axis=0)
     if bad.any():
         raise Undefined(f"{bad.sum()} of {len(bad)} predictions are not finite numbers")
-    if metric in scores:
-        return float(scores[metric].mean())
-    labels = scores["label"].astype(int)
-    probs = np.stack([scores[f"prob_{c}"] for c in range(task.num_classes)], axis=1)
-    if metric == "auc":
-        return auc(probs, labels)
-    predicted = probs.argmax(axis=1)
-    if metric == "mcc":
-        if len(np.unique(labels)) == 1:
-            raise Undefined(f"only class {labels[0]} occurs in the truth")
-        return float(matthews_corrcoef(labels, predicted))
-    average = "macro" if metric == "f1_macro" else "weighted"
-    return float(f1_score(labels, predicted, average=average, zero_division=0))
 
 
 def summarise(task: Task, scored: Sequence[Mapping[str, float]]) -> dict:

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from usfm.evaluation.metrics import LOWER_IS_BETTER, METRICS, PRIMARY, sign
+from usfm.evaluation.metrics import IN_PIXELS, METRICS, PRIMARY, sign
 
 MISSING_SHOWN = 5
 
@@ -57,7 +57,7 @@ def number(metric: str, value: float | None) -> str:
     """A metric's value as text: three decimals, or one where it is in pixels."""
     if value is None:
         return "–"
-    return f"{value:.1f}" if metric in LOWER_IS_BETTER else f"{value:.3f}"
+    return f"{value:.1f}" if metric in IN_PIXELS else f"{value:.3f}"
 
 
 def notes(report: Mapping) -> list[str]:
@@ -82,7 +82,7 @@ def text_table(report: Mapping, before: Mapping | None = None) -> str:
     columns = ["before", "model", "trivial"][before is None :]
     cells = [["task", "type", "n", "metric", *(f"{column} " for column in columns)]]
     for line in lines:
-        unit = f"{line.metric} px" if line.metric in LOWER_IS_BETTER else line.metric
+        unit = f"{line.metric} px" if line.metric in IN_PIXELS else line.metric
         values = [
             number(line.metric, line.values[c]) + ("*" if c in line.best else " ") for c in columns
         ]

@@ -35,7 +35,8 @@ def fit(folder: Folder, task: Task, rows: Sequence[Row]) -> Callable[[Row], Answ
         answer = Answer(probs=(counts / counts.sum()).astype(np.float32))
     elif task.type == "detection":
         boxes = np.array([row.box for row in rows]).reshape(-1, 2, 2) / _sizes(rows)
-        answer = Answer(box=boxes.mean(axis=0).reshape(4).astype(np.float32))
+        # Equally sure of every image.
+        answer = Answer(box=boxes.mean(axis=0).reshape(4).astype(np.float32), confidence=1.0)
     else:
         answer = Answer(points=_mean_points(rows).astype(np.float32))
     return lambda row: answer
