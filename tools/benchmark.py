@@ -3,8 +3,8 @@
 python tools/benchmark.py NAME ... [--peer=transformers] [--case=vits16] [--data=FM_UIA_FOLDER]
 
 A line holds name, value, unit, peer (what it is compared with, or null), ratio (to that peer) and
-conditions. Names: build, input, model, step, surgery. Peers need a Python of their own: PEER_PY
-says which.
+conditions. Names: build, input, metrics, model, step, surgery. Peers need a Python of their own:
+PEER_PY says which.
 """
 
 import argparse
@@ -15,12 +15,13 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from tools.benchmarks import build, input, model, step, surgery
+from tools.benchmarks import build, input, metrics, model, step, surgery
 
 PEERS = {"model": "transformers", "surgery": "torchjd"}
 BENCHMARKS = {
     "build": build.measure,
     "input": input.measure,
+    "metrics": metrics.measure,
     "model": model.measure,
     "step": step.measure,
     "surgery": surgery.measure,
@@ -33,7 +34,9 @@ def main() -> None:
     parser.add_argument("names", nargs="+", choices=BENCHMARKS, metavar="NAME")
     parser.add_argument("--peer", choices=PEERS.values(), help="of model, of surgery")
     parser.add_argument("--case", choices=surgery.CASES, default="vit6", help="of surgery")
-    parser.add_argument("--data", default="", help="of input: an FM_UIA folder, not phantoms")
+    parser.add_argument(
+        "--data", default="", help="of input, metrics: an FM_UIA folder, not phantoms"
+    )
     arguments = parser.parse_args()
     peer = arguments.peer
     if peer and peer not in (PEERS.get(name) for name in arguments.names):
@@ -44,7 +47,7 @@ def main() -> None:
         )
         if name == "surgery":
             options["case"] = arguments.case
-        if name == "input":
+        if name in ("input", "metrics"):
             options["data"] = arguments.data
         for line in BENCHMARKS[name](**options):
             print(json.dumps(line), flush=True)

@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from tools import benchmark
-from tools.benchmarks import build, input, model, step, surgery, timing
+from tools.benchmarks import build, input, metrics, model, step, surgery, timing
 from usfm import config as usfm_config
 from usfm.data.phantoms.catalogue import PHANTOMS
 from usfm.models import functional
@@ -174,3 +174,19 @@ def test_input_times_reading_and_the_pipeline_and_says_why_there_is_no_peer(monk
 
 def test_a_python_without_albumentations_says_what_it_lacks():
     assert input._lacks(sys.executable) == "ModuleNotFoundError: No module named 'albumentations'"
+
+
+def test_metrics_are_timed_by_type_and_from_files_and_it_says_why_there_is_no_peer(
+    monkeypatch, phantoms
+):
+    monkeypatch.setattr(metrics, "ROUNDS", 1)
+    monkeypatch.delenv("PEER_PY", raising=False)
+    lines: dict[Any, Any] = {line["name"]: line for line in metrics.measure(str(phantoms))}
+    types = ("classification", "detection", "regression", "segmentation")
+    assert lines.keys() == {f"metrics/{name}" for name in (*types, "files")}
+    for line in lines.values():
+        assert line["value"] > 0
+        assert (line["peer"], line["ratio"]) == (None, None)
+        assert line["conditions"]["no_peer"] == "PEER_PY names no Python"
+    rows = {name: line["conditions"]["rows"] for name, line in lines.items()}
+    assert rows.pop("metrics/files") == sum(rows.values()) == 96
