@@ -15,8 +15,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-# Of the surface distance up to which a surface counts as found, in pixels of the original image:
-# about what two readers differ by. An organ's own would need its own study of readers.
+# Up to this distance a surface counts as found, in pixels of the original image. One choice for all
+# organs: what two readers of one differ by is not known of FM_UIA's tasks.
 NSD_TOLERANCE = 2.0
 CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 
@@ -38,9 +38,9 @@ def compare(ours: np.ndarray, theirs: np.ndarray, num_classes: int) -> dict[str,
         num_classes: with the background.
 
     Returns:
-        dsc, hd, hd95 and nsd of each class c other than the background (dsc_1, ...), true_c (1
-        where the truth has the class, else 0) and their means over these classes (dsc, ...); and
-        dsc_0 and hd_0 of the background, which only the official evaluator reports.
+        dsc, hd, hd95 and nsd as means over the classes other than the background, and of each of
+        these (dsc_1, ...), with true_1, ... (1 where the truth has the class, else 0); and dsc_0
+        and hd_0 of the background, which only the official evaluator reports.
     """
     diagonal = math.hypot(*ours.shape)
     box = cv2.boundingRect(cv2.bitwise_or(ours, theirs))
