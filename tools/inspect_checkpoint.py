@@ -2,7 +2,8 @@
 
 python tools/inspect_checkpoint.py WORKDIR [--step=N]
 
-steps lists the kept steps and best the one chosen by a metric (null while none is). checkpoints
+steps lists the kept steps and best the one that scored best by checkpoint.best_metric (null where
+none was scored). checkpoints
 has by step `digest`, the sha256 of the whole train state (the sorted names, shapes, dtypes and
 bytes of its arrays, moving averages too), and `params_digest`, that of the parameters alone.
 """
@@ -55,7 +56,8 @@ def inspect(workdir: pathlib.Path, step: int | None = None) -> dict[str, Any]:
             arrays = checkpoints.arrays(kept)
             params = {name: a for name, a in arrays.items() if name.startswith("params/")}
             found[str(kept)] = {"digest": digest(arrays), "params_digest": digest(params)}
-    return {"steps": steps, "best": None, "checkpoints": found}
+        best = checkpoints.best()
+    return {"steps": steps, "best": best, "checkpoints": found}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -5,6 +5,7 @@ import json
 import operator
 import pathlib
 import re
+import sys
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -61,7 +62,9 @@ def base() -> ConfigDict:
 
     config.model = ConfigDict()
     config.model.variant = "vits16"
-    config.model.init_from = ""  # pretrained encoder: safetensors or .pth; "" = from scratch
+    # A pretrained encoder (safetensors or .pth), or the workdir of a run, of which all is taken that
+    # the tasks have in common; "" = from scratch.
+    config.model.init_from = ""
     config.model.decoder_width = ConfigDict(dict.fromkeys(TYPES, 256))  # channels, by task type
     config.model.rope_rescale = 2.0  # training-time factor on patch positions; 1 = none
     config.model.drop_path = 0.0  # probability that an image leaves out a branch of a layer
@@ -135,6 +138,7 @@ def base() -> ConfigDict:
     config.evaluate = ConfigDict()
     config.evaluate.part = "val"  # or test, all
     config.evaluate.batch_size = 32
+    config.evaluate.checkpoint = "latest"  # or 'best', by checkpoint.best_metric; predict's too
     config.evaluate.before_training = False  # score the untrained model too
     config.evaluate.after_training = True
 
@@ -145,7 +149,12 @@ def base() -> ConfigDict:
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = 1000
-    config.checkpoint.keep = 2
+    config.checkpoint.keep = 2  # of the newest
+    config.checkpoint.keep_every = 0  # steps: their multiples are kept for good; 0 = none
+    # A metric, such as 'dsc' (its mean over the tasks that have it) or 'breast_lesion/dsc': part val
+    # is scored at each checkpoint, and the best one is kept. "" = nothing is scored.
+    config.checkpoint.best_metric = ""
+    config.checkpoint.accept_changes = False  # go on with another config, or other tasks
     return config.lock()  # a config file that misspells a field is told so
 
 
@@ -212,6 +221,7 @@ def check(config: ConfigDict) -> None:
         "data.on_bad_row": ("error", "skip"),
         "train.on_nonfinite": ("stop", "skip_task"),
         "evaluate.part": ("val", "test", "all"),
+        "evaluate.checkpoint": ("latest", "best"),
         "model.variant": tuple(VARIANTS),
         "model.dtype": ("float32", "bfloat16"),
         "model.remat": tuple(REMAT),
@@ -250,6 +260,7 @@ def check(config: ConfigDict) -> None:
         ("multitask.record_every", 1, float("inf")),
         ("checkpoint.every_steps", 1, float("inf")),
         ("checkpoint.keep", 1, float("inf")),
+        ("checkpoint.keep_every", 0, float("inf")),
         ("evaluate.batch_size", 1, float("inf")),
     ):
         value: Any = functools.reduce(operator.getitem, field.split("."), config)
@@ -275,6 +286,7 @@ def check(config: ConfigDict) -> None:
                 f"model.decoder_width.{kind}={width}: give up to 64 channels, or a multiple of 64"
             )
     _check_moe(config.model)
+    _check_checkpoint(config.checkpoint)
     patterns = [("optimizer.freeze", pattern) for pattern in config.optimizer.freeze]
     for field, pattern in [*patterns, ("multitask.layer", config.multitask.layer)]:
         try:
@@ -297,6 +309,23 @@ def _check_moe(model: ConfigDict) -> None:
         raise UserError(
             f"model.moe.top_k={model.moe.top_k}: give 0 (all experts) to {model.moe.experts}, "
             "the number of model.moe.experts"
+        )
+
+
+def _check_checkpoint(checkpoint: ConfigDict) -> None:
+    from usfm.evaluation.metrics import METRICS
+
+    if checkpoint.keep_every % checkpoint.every_steps:
+        raise UserError(
+            f"checkpoint.keep_every={checkpoint.keep_every} is not a multiple of "
+            f"checkpoint.every_steps={checkpoint.every_steps}: no checkpoint would be kept by it"
+        )
+    metric = checkpoint.best_metric.rpartition("/")[2]
+    known = [name for names in METRICS.values() for name in names]
+    if metric and metric not in known:
+        raise UserError(
+            f"checkpoint.best_metric={checkpoint.best_metric!r}: there is no such metric; "
+            f"{suggest(metric, known)}, by itself or as TASK/METRIC"
         )
 
 
@@ -326,21 +355,37 @@ def check_resumable(config: ConfigDict, workdir: pathlib.Path) -> None:
         UserError: lists the fields that differ.
     """
     path = workdir / "config.json"
-    if not path.exists():
-        return
-    old, new = flat(to_dict(read(path))), flat(to_dict(config))
+    if path.exists():
+        check_same(to_dict(read(path)), config, f"{workdir} was begun")
+
+
+def check_same(before: dict[str, Any], config: ConfigDict, what: str) -> None:
+    """Refuses a config that differs from an earlier one in more than FREE, unless it says so.
+
+    Args:
+        before: the earlier one, as to_dict gives it.
+        config: with checkpoint.accept_changes, which has the differences said instead.
+        what: was made with the earlier one, such as 'runs/a was begun'.
+
+    Raises:
+        UserError: lists the fields that differ.
+    """
+    old, new = flat(before), flat(to_dict(config))
     if new.get("train.seconds"):
         new["train.steps"] = old.get("train.steps")  # what the seconds came to
-    differ = [
+    differ = "\n".join(
         f"  {name}: {old.get(name)!r} before, {new.get(name)!r} now"
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name) and not name.startswith(FREE)
-    ]
-    if differ:
+    )
+    if not differ:
+        return
+    if not config.checkpoint.accept_changes:
         raise UserError(
-            f"{workdir} was begun with another config; give its values, or another --workdir:\n"
-            + "\n".join(differ)
+            f"{what} with another config; give its values, another --workdir, or accept what is "
+            f"different by --config.checkpoint.accept_changes=True:\n{differ}"
         )
+    print(f"{what} with another config, and goes on with this one:\n{differ}", file=sys.stderr)
 
 
 def of_run(workdir: pathlib.Path, changed: dict[str, Any]) -> ConfigDict:

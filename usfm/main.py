@@ -43,7 +43,7 @@ def main() -> None:
     config = command.given(_CONFIG) if begins else _CONFIG.value
     workdir = pathlib.Path(command.given(_WORKDIR)).expanduser()
 
-    logging.set_verbosity(logging.WARNING)  # orbax tells each of its moves
+    logging.set_verbosity(logging.FATAL)  # orbax tells each of its moves, and what we explain
     from usfm import config as usfm_config
     from usfm import modes
 

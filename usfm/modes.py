@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import jax
 from ml_collections import ConfigDict
@@ -24,20 +24,29 @@ from usfm.evaluation.overlay import Example
 from usfm.evaluation.predict import Predictor, make_predictor, programs_of
 from usfm.evaluation.prediction import Answer, truth
 from usfm.evaluation.report import write_report
+from usfm.evaluation.selection import scored_tasks, value_of
 from usfm.evaluation.submission import write_submission
 from usfm.evaluation.table import text_table
+from usfm.models.functional import Params
 from usfm.tasks import Task
 from usfm.tasks.plans import select
 from usfm.training import sharding
 from usfm.training.checkpoint import Checkpoints, tasks_from_meta
 from usfm.training.program import make_model
 from usfm.training.state import evaluated_params, evaluated_parts
-from usfm.training.train import pretrained, train
+from usfm.training.lock import in_use
+from usfm.training.start import source_of
+from usfm.training.train import train
 
 
 def run_train(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Trains, then scores the model (and before that the untrained one, where asked)."""
     usfm_config.begin(config, workdir)
+    with in_use(workdir):
+        _train(config, workdir)
+
+
+def _train(config: ConfigDict, workdir: pathlib.Path) -> None:
     folder = open_folder(config, workdir)
     splits = open_splits(config, folder, workdir)
     rows = rows_in(folder, splits, config.evaluate.part)
@@ -45,7 +54,7 @@ def run_train(config: ConfigDict, workdir: pathlib.Path) -> None:
     if config.evaluate.before_training and any(rows.values()) and not before.exists():
         untrained, _ = _score(_untrained(config, folder), folder, splits, rows, {})
         write_atomically(before, json.dumps(untrained.report, indent=2).encode())
-    train(config, workdir, folder, splits)
+    train(config, workdir, folder, splits, score=_selection(config, folder, splits))
     if not config.evaluate.after_training:
         return
     if not any(rows.values()):
@@ -58,7 +67,7 @@ def run_train(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 
 def run_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Scores the newest checkpoint: evaluation.json, evaluation_rows.csv, report.html, a table."""
+    """Scores a checkpoint: evaluation.json, evaluation_rows.csv, report.html, and a table."""
     usfm_config.check(config)
     trained = usfm_config.read(workdir / "config.json")
     asked, known = identities(config.data), identities(trained.data)
@@ -126,7 +135,8 @@ def run_study(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Trains what a study compares, and says which tasks to train together."""
     from usfm.study import run  # with its figures; no other mode draws any
 
-    run.run_study(config, workdir)
+    with in_use(workdir):
+        run.run_study(config, workdir)
 
 
 def advise(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -207,22 +217,55 @@ def _untrained(config: ConfigDict, folder: Folder) -> Predictor:
     mesh = sharding.make_mesh(config.mesh)
     model = make_model(config, folder.tasks)
     params = sharding.build(lambda: model.init(jax.random.key(config.train.seed)), mesh)
-    if (encoder := pretrained(config)) is not None:
-        params = model.with_encoder(params, encoder)
+    if (source := source_of(config, model.tasks)) is not None:
+        params = source(model, params)
     return make_predictor(config, programs_of(model, mesh), model.tasks, params, mesh)
 
 
+def _selection(
+    config: ConfigDict, folder: Folder, splits: Splits
+) -> Callable[[Params], float] | None:
+    """Scores parameters by checkpoint.best_metric on part val; None where nothing is asked."""
+    metric = config.checkpoint.best_metric
+    if not metric:
+        return None
+    labelled = rows_in(folder, splits, "val")
+    rows = {task_id: labelled[task_id] for task_id in scored_tasks(metric, folder.tasks)}
+    if empty := [task_id for task_id, of_task in rows.items() if not of_task]:
+        raise UserError(
+            f"checkpoint.best_metric={metric!r} is of part val, where {', '.join(empty)} has no "
+            "labelled row: name one task's, as TASK/METRIC, or give a larger data.val_fraction"
+        )
+    mesh = sharding.make_mesh(config.mesh)
+    programs = programs_of(make_model(config, folder.tasks), mesh)
+
+    def score(params: Params) -> float:
+        predictor = make_predictor(config, programs, folder.tasks, params, mesh)
+        result, _ = _score(predictor, folder, splits, rows, {})
+        return value_of(metric, result.report["tasks"])
+
+    return score
+
+
 def _trained(config: ConfigDict, workdir: pathlib.Path) -> Predictor:
-    """The model of the newest checkpoint of a workdir, averaged where the run keeps averages."""
+    """The model of a workdir's checkpoint, averaged where the run keeps averages."""
     mesh = sharding.make_mesh(config.mesh)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
-        newest = checkpoints.latest()
-        if newest is None:
+        step = checkpoints.latest()
+        if step is None:
             raise UserError(f"{workdir} holds no checkpoint: train first, or give its --workdir")
-        model = make_model(config, tasks_from_meta(checkpoints.meta(newest)))
+        if config.evaluate.checkpoint == "best":
+            step = checkpoints.best()
+            if step is None:
+                raise UserError(
+                    f"{workdir} holds no checkpoint that was scored: train with "
+                    "--config.checkpoint.best_metric, or set evaluate.checkpoint=latest"
+                )
+            say(f"the best checkpoint is that of step {step}")
+        model = make_model(config, tasks_from_meta(checkpoints.meta(step)))
         placed = sharding.abstract(lambda: model.init(jax.random.key(0)), mesh)
         parts = evaluated_parts(placed, config, model.layers)
-        params = evaluated_params(**checkpoints.restore_parts(newest, parts))
+        params = evaluated_params(**checkpoints.restore_parts(step, parts))
     return make_predictor(config, programs_of(model, mesh), model.tasks, params, mesh)
 
 

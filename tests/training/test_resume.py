@@ -14,7 +14,7 @@ import numpy as np
 
 from usfm.training import record
 from usfm.training.checkpoint import Checkpoints
-from usfm.training.train import EXIT_TERMINATED
+from usfm.training.stop import EXIT_TERMINATED
 
 STEPS = 24
 UNSCORED = "--config.evaluate.after_training=False"

@@ -139,7 +139,7 @@ def test_other_tasks_than_the_run_was_begun_with_are_refused(make_config, tmp_pa
     begun = tasks_to_meta((Task("breast_2cls", "classification", num_classes=2),))
     with Checkpoints(tmp_path / "checkpoints", keep=1) as checkpoints:
         checkpoints.save(1, nothing, begun)
-    message = "begun on the tasks breast_2cls; .* has breast_2cls, lung_2cls"
+    message = "begun on other tasks: .*kept: breast_2cls; new, with fresh heads: lung_2cls"
     with pytest.raises(UserError, match=message):
         start(make_config(), tmp_path)
 

@@ -2,16 +2,18 @@
 
 import contextlib
 import dataclasses
-import pathlib
-import shutil
+import math
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
+from usfm.data.source import say
 from usfm.errors import UserError
 from usfm.tasks import Task
 from usfm.training.sharding import path_name
@@ -19,20 +21,40 @@ from usfm.training.state import TrainState
 
 # The file that orbax writes into every checkpoint.
 MARK = "_CHECKPOINT_METADATA"
+# How often the last state of a run is tried to be saved, and the seconds in between.
+TRIES, PAUSE = 4, 2.0
 
 
 class Checkpoints:
     """The checkpoints of one run; use as a context manager, which waits for the last write.
 
     Args:
-        directory: where they lie, a folder a step.
+        directory: where they lie, a folder a step; gs:// too.
         keep: how many of the newest stay. None: they are only read, perhaps while another process
             goes on training.
+        every: those of its multiples stay too; 0 = none do.
+        metric: name of what `save` is given scores of; the best one stays too. "" = none is.
     """
 
-    def __init__(self, directory: pathlib.Path, keep: int | None = None):
-        self._directory = directory.absolute()
-        if keep is not None and jax.process_index() == 0:
+    def __init__(
+        self,
+        directory: epath.PathLike,
+        keep: int | None = None,
+        *,
+        every: int = 0,
+        metric: str = "",
+    ):
+        self._directory = epath.Path(directory).absolute()
+        self._keep, self._every, self._metric = keep, every, metric
+        self._writing: int | None = None  # the step that is on its way to the disk
+        self._in_trouble = False  # it has been said that it cannot be written
+        try:
+            self._manager = self._open()
+        except OSError as error:
+            raise UserError(f"{self._directory} cannot be opened: {_reason(error)}") from error
+
+    def _open(self) -> ocp.CheckpointManager:
+        if self._keep is not None and jax.process_index() == 0:
             _clear(self._directory)
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
         arrays, json = ocp.PyTreeCheckpointHandler(), ocp.JsonCheckpointHandler()
@@ -40,24 +62,50 @@ class Checkpoints:
         registry.add("state", ocp.args.PyTreeRestore, arrays)
         registry.add("meta", ocp.args.JsonSave, json)
         registry.add("meta", ocp.args.JsonRestore, json)
+        kept: list[Any] = [checkpoint_managers.LatestN(self._keep)]
+        if self._every:
+            kept.append(checkpoint_managers.EveryNSteps(self._every))
+        if self._metric:
+            best = checkpoint_managers.BestN(
+                get_metric_fn=self._comparable, n=1, keep_checkpoints_without_metrics=False
+            )
+            kept.append(best)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=checkpoint_managers.LatestN(keep),
-            create=keep is not None,
+            # orbax' own max_to_keep, beside a best_fn, deletes the newest.
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept),
+            best_fn=self._comparable if self._metric else None,  # scores are kept beside the state
+            create=self._keep is not None,
             enable_async_checkpointing=True,
         )
-        self._manager = ocp.CheckpointManager(
-            self._directory, options=options, handler_registry=registry
-        )
+        return ocp.CheckpointManager(self._directory, options=options, handler_registry=registry)
+
+    def _comparable(self, scored: dict[str, Any]) -> float:
+        # Scores of another metric, before the config was changed, say nothing beside this one's.
+        return scored["score"] if scored["metric"] == self._metric else -math.inf
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: Any, *_: object) -> None:
+        if kind is None:
+            self.wait()
+        else:
+            self._settle()  # which says what goes wrong: the run ends by another error
         self._manager.close()
 
     def latest(self) -> int | None:
         """The step of the newest checkpoint; None where there is none."""
         return max(self.steps(), default=None)
+
+    def best(self) -> int | None:
+        """The kept step that scored best by the newest scored one's metric; None without scores."""
+        scores = {step: self._manager.metrics(step) for step in self.steps()}
+        scored = [(step, score) for step, score in scores.items() if score]
+        if not scored:
+            return None
+        metric = scored[-1][1]["metric"]
+        of_metric = [(s["score"], step) for step, s in scored if s["metric"] == metric]
+        return max(of_metric)[1]
 
     def steps(self) -> list[int]:
         """The kept steps, rising."""
@@ -65,19 +113,109 @@ class Checkpoints:
             return []
         return sorted(s for s in self._manager.all_steps() if (self._path(s) / MARK).exists())
 
-    def save(self, step: int, state: TrainState, meta: dict[str, Any]) -> None:
-        """Starts to write; the state may be donated as soon as this returns."""
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        meta: dict[str, Any],
+        score: float = math.nan,
+        *,
+        last: bool = False,
+    ) -> None:
+        """Starts to write; the state may be donated as soon as this returns.
+
+        Where the disk is full, read-only or gone this is said, and the next call tries again.
+
+        Args:
+            step: of the state.
+            state: of the run.
+            meta: JSON to keep beside it.
+            score: of the metric, the higher the better; NaN = it has none.
+            last: no call follows: waits until the step is on disk, and tries again where it fails.
+
+        Raises:
+            UserError: the last state cannot be written. In a run of several processes any cannot:
+                they do not all know of it.
+        """
+        self._settle()
+        error = self._begin(step, state, meta, score)
+        if not last:
+            return
+        for _ in range(TRIES - 1):
+            if not (error := error or self._settle()):
+                return
+            time.sleep(PAUSE)
+            error = self._begin(step, state, meta, score)
+        if error := error or self._settle():
+            raise self._unsaved(step, error)
+
+    def wait(self) -> None:
+        """Returns when all that was saved is on disk.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        step = self._writing
+        if step is not None and (error := self._settle()):
+            raise self._unsaved(step, error)
+
+    def _unsaved(self, step: int, error: Exception) -> UserError:
+        newest = self.latest()
+        lost = f"steps after {newest}" if newest else "all steps"
+        return UserError(
+            f"{lost} up to {step} are not saved: {self._path(step)} cannot be written "
+            f"({_reason(error)}); make room there, or make it writable, and run the same "
+            "command again"
+        )
+
+    def _begin(
+        self, step: int, state: TrainState, meta: dict[str, Any], score: float
+    ) -> Exception | None:
+        metrics = None
+        if not math.isnan(score):
+            metrics = {"metric": self._metric, "score": score}
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(_as_dict(state)), meta=ocp.args.JsonSave(meta)
         )
-        self._manager.save(step, args=items)
+        self._writing = step
+        try:
+            self._manager.save(step, args=items, metrics=metrics, force=True)
+        except Exception as error:
+            return self._failed(error)
+        return None
 
-    def wait(self) -> None:
-        """Returns when all that was saved is on disk; raises what went wrong there."""
-        self._manager.wait_until_finished()
+    def _settle(self) -> Exception | None:
+        """Waits for the write under way; what went wrong with it is said, and returned."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            return self._failed(error)
+        if self._in_trouble and self._writing is not None:
+            say(f"checkpoint {self._path(self._writing)} is written: all is saved again")
+            self._in_trouble = False
+        self._writing = None
+        return None
+
+    def _failed(self, error: Exception) -> Exception:
+        if jax.process_count() > 1:
+            raise error
+        if not self._in_trouble:
+            say(
+                f"checkpoint {self._path(self._writing or 0)} could not be written "
+                f"({_reason(error)}); training goes on, and every next one is tried"
+            )
+        self._writing, self._in_trouble = None, True
+        # orbax goes on as if what failed were there.
+        with contextlib.suppress(Exception):
+            self._manager.close()
+        try:
+            self._manager = self._open()
+        except OSError as still:
+            return still
+        return error
 
     def meta(self, step: int) -> dict[str, Any]:
-        """What was saved beside the state: the tasks of the run.
+        """What was saved beside the state, as `describe` made it.
 
         Raises:
             UserError: the checkpoint is damaged. The other methods that read raise it too.
@@ -116,7 +254,7 @@ class Checkpoints:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
         return {path_name(path): np.asarray(leaf) for path, leaf in leaves}
 
-    def _path(self, step: int) -> pathlib.Path:
+    def _path(self, step: int) -> epath.Path:
         return self._directory / str(step)
 
     def _read(self, step: int, **items: Any) -> Any:
@@ -136,10 +274,9 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            why = f"{type(error).__name__}: {error}".splitlines()[0]
             raise UserError(
-                f"checkpoint {self._path(step)} cannot be read ({why}); if it is damaged, remove "
-                "it to go on from the one before"
+                f"checkpoint {self._path(step)} cannot be read ({_reason(error)}); if it is "
+                "damaged, remove it to go on from the one before"
             ) from error
 
     def _compare(self, step: int, wanted: Any, *, partial: bool = False) -> None:
@@ -177,12 +314,18 @@ def _as_dict(state: TrainState) -> dict[str, Any]:
     return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
 
 
-def _clear(directory: pathlib.Path) -> None:
+def _reason(error: Exception) -> str:
+    if "No space left" in str(error):
+        return "no space left on the disk"
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _clear(directory: epath.Path) -> None:
     """Removes what a killed process left half written or half deleted.
 
     orbax would take every folder with a number for a checkpoint, and write none before it.
     """
-    for path in directory.glob("*"):
+    for path in directory.iterdir() if directory.exists() else ():
         unfinished = ocp.utils.TMP_DIR_SUFFIX in path.name
         if unfinished or (path.name.isdigit() and not (path / MARK).exists()):
-            shutil.rmtree(path)
+            path.rmtree()

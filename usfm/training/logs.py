@@ -69,7 +69,9 @@ class Log:
         self._tasks, self._every, self._steps = tasks, every, steps
         self._path = path
         self._cut_back(start)
-        self._file = path.open("a")
+        self._unwritten = b""  # lines that the disk has not taken
+        self._written = start  # the step up to which it has
+        self._append({})  # whoever looks finds the file
         self._pending: collections.deque[_Step] = collections.deque()
         self._window: list[_Step] = []
         self._began = self._window_began = time.perf_counter()
@@ -82,7 +84,37 @@ class Log:
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
-        self._file.close()
+
+    def note(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes a line of its own: step and these named values, null where NaN."""
+        finite = {name: value if np.isfinite(value) else None for name, value in values.items()}
+        self._append({"step": step, **finite})
+
+    def unsaved(self) -> str:
+        """What could not be written, in words; "" where all is there."""
+        self._append({})
+        if self._unwritten:
+            return f"{self._path} lacks what came after step {self._written}"
+        return ""
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        """Adds a line to the file, and what it did not take before, to the byte."""
+        held = bool(self._unwritten)
+        if line:
+            self._unwritten += json.dumps(line).encode() + b"\n"
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("ab", buffering=0) as file:
+                while self._unwritten:
+                    self._unwritten = self._unwritten[file.write(self._unwritten) :]
+        except OSError as error:
+            if not held:
+                self._say(
+                    f"{self._path} cannot be written ({error.strerror}); training goes on, and "
+                    "tries again at the next line"
+                )
+            return
+        self._written = line.get("step", self._written)
 
     def add(self, step: int, metrics: Mapping[str, jax.Array], images: int, waited: float) -> None:
         """Takes the metrics of a step, finished or not.
@@ -149,8 +181,7 @@ class Log:
         line |= self._routing(window)
         numbers = left_out.sum(0).tolist()
         line |= {f"left_out/{t}": n for t, n in zip(self._tasks, numbers, strict=True) if n}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        self._append(line)
 
         status = f"loss {sums.sum() / max(counts.sum(), 1):.3f}, {images_per_second:.0f} images/s"
         self._bar.set_postfix_str(status, refresh=False)
@@ -206,7 +237,7 @@ class Log:
         return {**routing, "dropped": float(dropped)}
 
     def _say(self, text: str) -> None:
-        self._bar.write(text, file=sys.stderr)  # above the bar, where there is one
+        tqdm.tqdm.write(text, file=sys.stderr)  # above the bar, where there is one
         sys.stderr.flush()
 
     def _cut_back(self, start: int) -> None:

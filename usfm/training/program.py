@@ -61,7 +61,7 @@ def make_program(
     model = make_model(config, tasks)
     optimizer = optimizers.make(config.optimizer, config.train.steps, model.layers)
     make = functools.partial(initial, model, optimizer, config)
-    abstract = sharding.abstract(functools.partial(make, 0), mesh)
+    abstract = abstract_state(config, tasks, mesh)
     every = config.multitask.record_every
     step = recorded_step = make_step(model, slots, optimizer, config, abstract)
     if config.multitask.record and every > 1:
@@ -69,6 +69,15 @@ def make_program(
         silent.multitask.record = False
         step = make_step(model, slots, optimizer, silent, abstract)
     return Program(model, abstract, sharding.builder(make, abstract), step, recorded_step, every)
+
+
+def abstract_state(
+    config: ConfigDict, tasks: tuple[Task, ...], mesh: jax.sharding.Mesh
+) -> TrainState:
+    """Shapes and shardings of the state of a config's run on these tasks."""
+    model = make_model(config, tasks)
+    optimizer = optimizers.make(config.optimizer, config.train.steps, model.layers)
+    return sharding.abstract(functools.partial(initial, model, optimizer, config, 0), mesh)
 
 
 def make_model(config: ConfigDict, tasks: tuple[Task, ...]) -> M2DINO:

@@ -16,6 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from usfm.data.source import say
+
 
 class Record:
     """Collects what `step` records, and writes it with each checkpoint.
@@ -51,23 +53,35 @@ class Record:
             self._steps.append((step, {**kept, **metrics["record"]}))
 
     def write(self, step: int) -> None:
-        """Writes the steps since the last file, the present one included, whole or not at all."""
+        """Writes the steps since the last file, the present one included, whole or not at all.
+
+        Where the disk does not take them this is said, and the next file holds them.
+        """
         if not self._steps:
             return
         numbers, values = zip(*self._steps, strict=True)
-        self._steps = []
         arrays = {
             name: np.stack([np.asarray(value[name]) for value in values]) for name in values[0]
         }
         arrays["step"] = np.array(numbers)
-        if jax.process_index():
-            return
-        self._directory.mkdir(exist_ok=True)
-        path = self._directory / f"{step}.npz"
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays, **self._names)
-        temporary.replace(path)
+        if jax.process_index() == 0:
+            path = self._directory / f"{step}.npz"
+            temporary = path.with_name(path.name + ".tmp")
+            try:
+                self._directory.mkdir(parents=True, exist_ok=True)
+                with temporary.open("wb") as file:
+                    np.savez(file, allow_pickle=False, **arrays, **self._names)
+                temporary.replace(path)
+            except OSError as error:
+                say(f"{path} could not be written ({error.strerror}); the next one will hold it")
+                return
+        self._steps = []
+
+    def unsaved(self) -> str:
+        """What could not be written, in words; "" where all is there."""
+        if not self._steps:
+            return ""
+        return f"{self._directory} lacks what was recorded from step {self._steps[0][0]} on"
 
 
 def read(directory: pathlib.Path) -> dict[str, np.ndarray]:

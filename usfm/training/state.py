@@ -56,16 +56,16 @@ def initial(
 def started_from(
     state: TrainState,
     abstract: TrainState,
-    encoder: Params,
+    params: Params,
     model: M2DINO,
     config: ConfigDict,
 ) -> TrainState:
-    """The initial state of a run, but with a pretrained encoder (and averages that start there).
+    """The initial state of a run, but with other parameters (and averages that start there).
 
     Args:
         state: the initial one, as `initial` makes it.
         abstract: its shapes and shardings.
-        encoder: NumPy parameters of the plain encoder, as weights.read returns them.
+        params: in place of its own; arrays of JAX or NumPy.
         model: of the run.
         config: of the run.
     """
@@ -75,7 +75,7 @@ def started_from(
             lambda a, s: jax.device_put(a, s.sharding, may_alias=False), params, like
         )
 
-    params = placed(model.with_encoder(state.params, encoder), abstract.params)
+    params = placed(params, abstract.params)
     if not state.ema:
         return dataclasses.replace(state, params=params)
     trainable, _ = split(params, frozen(params, config.optimizer.freeze, model.layers))

@@ -1,9 +1,8 @@
 """The training loop, from a config to the last checkpoint. Read it top to bottom."""
 
 import contextlib
-import dataclasses
+import math
 import pathlib
-import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,48 +19,23 @@ from usfm.data.source import say
 from usfm.data.splits import Splits
 from usfm.data.store import Store
 from usfm.errors import UserError
-from usfm.models import weights
-from usfm.models.dinov3 import VARIANTS
+from usfm.evaluation.selection import comparable
 from usfm.models.functional import Params
 from usfm.tasks import Task
 from usfm.training import sharding
-from usfm.training.checkpoint import Checkpoints, tasks_from_meta, tasks_to_meta
+from usfm.training.checkpoint import Checkpoints
 from usfm.training.freeze import frozen, trained
 from usfm.training.inputs import Inputs, inputs_of
 from usfm.training.logs import Log, NonFiniteError
 from usfm.training.method import RECORDED, weighting_of
 from usfm.training.program import Program, make_program
 from usfm.training.record import Record
+from usfm.training.start import check_same_run, describe, resumed, source_of
 from usfm.training.state import TrainState, evaluated_params, started_from
 from usfm.training.step import Own, Step
+from usfm.training.stop import EXIT_TERMINATED, told_to_stop
 
-# What the process ends with when a signal stopped it after saving: run it again to go on
-# (EX_TEMPFAIL of sysexits.h).
-EXIT_TERMINATED = 75
 PROBE_STEPS = 10
-
-
-def pretrained(config: ConfigDict) -> Params | None:
-    """The encoder that model.init_from names, NumPy parameters; None where it is empty.
-
-    Raises:
-        UserError: it cannot be read, or is not of model.variant.
-    """
-    path = config.model.init_from
-    if not path:
-        return None
-    found, params = weights.read(path)
-    wanted = VARIANTS[config.model.variant]
-    # layer_scale is of fresh parameters only.
-    if dataclasses.replace(found, layer_scale=wanted.layer_scale) != wanted:
-        fits = [name for name, v in VARIANTS.items()
-                if dataclasses.replace(found, layer_scale=v.layer_scale) == v]  # fmt: skip
-        hint = f"set model.variant={fits[0]}" if fits else "no variant has its sizes"
-        raise UserError(
-            f"model.init_from={path} is not a {config.model.variant}: it has {found.layers} layers "
-            f"of width {found.width}, {found.heads} heads and MLPs of {found.mlp_width}; {hint}"
-        )
-    return params
 
 
 def train(
@@ -72,6 +46,7 @@ def train(
     *,
     store: Store | None = None,
     program_of: Callable[..., Program] = make_program,
+    score: Callable[[Params], float] | None = None,
 ) -> Params:
     """Trains to the last step, going on from the newest checkpoint of the workdir.
 
@@ -83,6 +58,8 @@ def train(
         splits: of that folder.
         store: of that folder, or of one with more tasks; None = it is opened.
         program_of: makes the program, or finds one that runs of equal shapes share.
+        score: what checkpoint.best_metric is with the parameters that would be evaluated, NaN where
+            it has no value. Asked at every checkpoint; None = nothing is scored.
 
     Returns:
         The parameters to evaluate.
@@ -90,6 +67,7 @@ def train(
     Raises:
         NonFiniteError: a loss or gradient was not finite, and train.on_nonfinite is "stop".
         SystemExit: SIGTERM or Ctrl-C came; all is saved.
+        UserError: among others, at the end, that something could not be saved.
     """
     # ---- Devices and data ----
     weighting_of(config.multitask, folder.tasks)  # what is wrong there is said before all work
@@ -106,30 +84,34 @@ def train(
         say(line)
 
     # ---- Model, step and state ----
-    with Checkpoints(workdir / "checkpoints", config.checkpoint.keep) as checkpoints:
+    with Checkpoints(
+        workdir / "checkpoints",
+        config.checkpoint.keep,
+        every=config.checkpoint.keep_every,
+        metric=config.checkpoint.best_metric,
+    ) as checkpoints:
         newest = checkpoints.latest()
         if newest is not None:
-            _check_tasks(tasks_from_meta(checkpoints.meta(newest)), folder)
-        encoder = pretrained(config) if newest is None else None
+            check_same_run(config, folder.tasks, checkpoints.meta(newest))
+        source = source_of(config, folder.tasks) if newest is None else None
         config = _with_steps(config, workdir, folder.tasks, inputs, own, mesh)
         steps = config.train.steps
         program = program_of(config, folder.tasks, inputs.mix.slots, mesh)
         model, abstract, params = program.model, program.abstract, program.abstract.params
         state = program.start(own.seed)
-        usfm_config.write(config, workdir / "config.json")
         say(sharding.table(params, mesh))
         say(trained(params, frozen(params, config.optimizer.freeze, model.layers)))
         start = 0
         if newest is not None:
-            state, start = checkpoints.restore(newest, abstract), newest
+            state, start = resumed(checkpoints, newest, config, program, state), newest
             say(f"going on from step {start} of {steps}")
-        elif encoder is not None:
-            state = started_from(state, abstract, encoder, model, config)
-            say(f"the encoder starts from {config.model.init_from}")
-        del encoder
+        elif source is not None:
+            state = started_from(state, abstract, source(model, state.params), model, config)
+        del source  # and the arrays that it holds
+        usfm_config.write(config, workdir / "config.json")
 
         # ---- The loop ----
-        meta = tasks_to_meta(folder.tasks)
+        meta = describe(config, folder.tasks)
         log = Log(
             workdir / "metrics.jsonl",
             [task.id for task in folder.tasks],
@@ -143,7 +125,7 @@ def train(
             RECORDED,
             start,
         )
-        with log, _terminated() as terminated, _closing(inputs.batches, start, config) as stream:
+        with log, told_to_stop() as stop, _closing(inputs.batches, start, config) as stream:
             for done in range(start + 1, steps + 1):
                 began = time.perf_counter()
                 batch = next(stream)
@@ -151,32 +133,29 @@ def train(
                 step = program.step_at(done)
                 state, metrics = step(state, sharding.place_batch(batch, mesh), own)
                 del batch  # An exception would keep it, and the memory it shares with a worker.
-                stopping = bool(terminated)  # read once, for a signal comes at any moment
+                told = stop(done)  # asked once, for a signal comes at any moment
+                last = bool(told) or done == steps
                 try:
                     log.add(done, metrics, images, waited)
                     record.add(done, metrics)
-                    if done % config.checkpoint.every_steps == 0 or done == steps or stopping:
+                    if done % config.checkpoint.every_steps == 0 or last:
                         log.flush()  # What is saved is known to be finite.
                         record.write(done)
-                        checkpoints.save(done, state, meta)
+                        scored = math.nan
+                        if score is not None and not told:
+                            value = score(evaluated_params(state.params, state.ema))
+                            log.note(done, {f"val/{config.checkpoint.best_metric}": value})
+                            scored = comparable(config.checkpoint.best_metric, value)
+                        checkpoints.save(done, state, meta, scored, last=last)
                 except NonFiniteError as error:
                     raise _explained(error, checkpoints, workdir) from None
-                if stopping:
-                    checkpoints.wait()
-                    name = signal.Signals(terminated[0]).name
-                    say(f"{name}: step {done} is saved; run the same command again to go on")
+                if told:
+                    say(f"{told}: step {done} is saved; run the same command again to go on")
                     raise SystemExit(EXIT_TERMINATED)
+    if lost := [text for text in (log.unsaved(), record.unsaved()) if text]:
+        raise UserError(f"not all is saved: {'; '.join(lost)}; the model is")
     say(inputs.drawn(steps, config.train.examples_per_slot))
     return evaluated_params(state.params, state.ema)
-
-
-def _check_tasks(begun: tuple[Task, ...], folder: Folder) -> None:
-    if begun != folder.tasks:
-        before, now = (", ".join(task.id for task in tasks) for tasks in (begun, folder.tasks))
-        raise UserError(
-            f"the run was begun on the tasks {before}; {folder.place} has {now}, or other ones of "
-            "these names: give the folder it was begun with, or another --workdir"
-        )
 
 
 def _with_steps(
@@ -237,26 +216,6 @@ def _timed(
 
 
 @contextlib.contextmanager
-def _terminated() -> Iterator[list[int]]:
-    """A list that SIGTERM and Ctrl-C are put into, instead of ending the process."""
-    came: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def note(number: int, _: Any) -> None:
-        came.append(number)
-        if number == signal.SIGINT:  # who presses again does not want to wait
-            signal.signal(number, signal.default_int_handler)
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
 def _closing(batches: Any, start: int, config: ConfigDict) -> Iterator[Any]:
     """The batches from a step on; their workers are ended whatever happens."""
     stream = iterate(batches, start, config.data.workers)
@@ -269,7 +228,8 @@ def _closing(batches: Any, start: int, config: ConfigDict) -> Iterator[Any]:
 def _explained(
     error: NonFiniteError, checkpoints: Checkpoints, workdir: pathlib.Path
 ) -> NonFiniteError:
-    checkpoints.wait()
+    with contextlib.suppress(UserError):
+        checkpoints.wait()
     newest = checkpoints.latest()
     good = "none was saved yet" if newest is None else f"{workdir}/checkpoints/{newest}"
     error.args = (
