@@ -62,8 +62,8 @@ def base() -> ConfigDict:
 
     config.model = ConfigDict()
     config.model.variant = "vits16"
-    # A pretrained encoder (safetensors or .pth), or the workdir of a run, of which all is taken that
-    # the tasks have in common; "" = from scratch.
+    # A pretrained encoder (safetensors or .pth), or the workdir of a run, of which all is taken but
+    # the heads of tasks that this one has not; "" = from scratch.
     config.model.init_from = ""
     config.model.decoder_width = ConfigDict(dict.fromkeys(TYPES, 256))  # channels, by task type
     config.model.rope_rescale = 2.0  # training-time factor on patch positions; 1 = none
@@ -151,8 +151,8 @@ def base() -> ConfigDict:
     config.checkpoint.every_steps = 1000
     config.checkpoint.keep = 2  # of the newest
     config.checkpoint.keep_every = 0  # steps: their multiples are kept for good; 0 = none
-    # A metric, such as 'dsc' (its mean over the tasks that have it) or 'breast_lesion/dsc': part val
-    # is scored at each checkpoint, and the best one is kept. "" = nothing is scored.
+    # A metric, such as 'dsc' (its mean over the tasks that have it) or 'breast_lesion/dsc': val is
+    # scored at each checkpoint, and the best one is kept. "" = nothing is scored.
     config.checkpoint.best_metric = ""
     config.checkpoint.accept_changes = False  # go on with another config, or other tasks
     return config.lock()  # a config file that misspells a field is told so

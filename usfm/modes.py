@@ -32,10 +32,10 @@ from usfm.tasks import Task
 from usfm.tasks.plans import select
 from usfm.training import sharding
 from usfm.training.checkpoint import Checkpoints, tasks_from_meta
-from usfm.training.program import make_model
-from usfm.training.state import evaluated_params, evaluated_parts
 from usfm.training.lock import in_use
+from usfm.training.program import make_model
 from usfm.training.start import source_of
+from usfm.training.state import evaluated_params, evaluated_parts
 from usfm.training.train import train
 
 

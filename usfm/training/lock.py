@@ -24,11 +24,12 @@ def in_use(workdir: pathlib.Path) -> Iterator[None]:
         yield
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / FILE).open("a+") as file:
+    path = workdir / FILE
+    path.touch()
+    with path.open() as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
             raise UserError(
                 f"{workdir} is in use by another run ({file.read().strip() or 'just begun'}): wait "
                 "for it, stop it, or give another --workdir"
@@ -36,7 +37,5 @@ def in_use(workdir: pathlib.Path) -> Iterator[None]:
         except OSError:  # a file system without locks
             yield
             return
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
-        file.flush()
+        path.write_text(f"process {os.getpid()} on {os.uname().nodename}\n")
         yield
