@@ -3,8 +3,8 @@
 python tools/benchmark.py NAME ... [--peer=transformers] [--case=vits16] [--data=FM_UIA_FOLDER]
 
 A line holds name, value, unit, peer (what it is compared with, or null), ratio (to that peer) and
-conditions. Names: build, input, model, step, surgery. Peers need a Python of their own: PEER_PY
-says which.
+conditions. Names: build, checkpoint, input, model, step, surgery. Peers need a Python of their own:
+PEER_PY says which.
 """
 
 import argparse
@@ -15,11 +15,12 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from tools.benchmarks import build, input, model, step, surgery
+from tools.benchmarks import build, checkpoint, input, model, step, surgery
 
 PEERS = {"model": "transformers", "surgery": "torchjd"}
 BENCHMARKS = {
     "build": build.measure,
+    "checkpoint": checkpoint.measure,
     "input": input.measure,
     "model": model.measure,
     "step": step.measure,

@@ -98,5 +98,5 @@ def test_what_comes_and_goes_is_told():
 
 def test_a_task_of_another_form_is_refused():
     wider = Task("lung", "segmentation", num_classes=5)
-    with pytest.raises(UserError, match="task 'lung' is segmentation of 5 now and was .* of 2"):
+    with pytest.raises(UserError, match=r"task .lung. is segmentation of 5 now and was .* of 2"):
         told((HEART, LUNG), (HEART, wider))

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from usfm.errors import UserError
 from usfm.tasks import Task
+from usfm.training import checkpoint
 from usfm.training.checkpoint import Checkpoints, tasks_from_meta, tasks_to_meta
 from usfm.training.sharding import shardings
 from usfm.training.state import TrainState
@@ -164,6 +165,80 @@ def test_another_model_or_optimizer_is_refused_with_every_difference(saved):
         "run",
         "  params/encoder/new: absent in the checkpoint, float32[1] in this run",
     ]
+
+
+def test_the_newest_the_best_and_every_so_many_stay(tmp_path):
+    kept = tmp_path / "checkpoints"
+    scores = {1: 0.5, 2: 0.9, 3: np.nan, 4: 0.1, 5: 0.9, 6: 0.2, 7: np.nan, 8: 0.3}
+    stay = {1: [1], 2: [2], 3: [2, 3], 4: [2, 4], 5: [4, 5], 6: [4, 5, 6], 7: [4, 5, 7]}
+    for step, score in scores.items():  # a run each, as if every one had been killed
+        with Checkpoints(kept, keep=1, every=4, metric="dsc") as checkpoints:
+            checkpoints.save(step, make_state(step, mesh(1, 1)), META, score)
+            checkpoints.wait()
+            assert checkpoints.steps() == stay.get(step, [4, 5, 8])
+    with Checkpoints(kept) as checkpoints:
+        assert (checkpoints.best(), checkpoints.latest()) == (5, 8)
+        assert_same(checkpoints.restore(5, abstract(make_state(5, mesh(1, 1)))),
+                    make_state(5, mesh(1, 1)))  # fmt: skip
+    # Scores of another metric are not compared with those.
+    with Checkpoints(kept, keep=1, metric="auc") as checkpoints:
+        checkpoints.save(9, make_state(9, mesh(1, 1)), META, 0.2)
+        checkpoints.wait()
+        assert (checkpoints.best(), checkpoints.steps()) == (9, [9])
+
+
+def test_without_scores_none_is_best(saved):
+    with Checkpoints(saved) as checkpoints:
+        assert checkpoints.best() is None
+
+
+# A write that fails, fails in threads of orbax as well.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_write_that_fails_is_said_once_and_made_up_for(saved, capsys):
+    with Checkpoints(saved, keep=2) as checkpoints:
+        shutil.rmtree(saved)
+        saved.write_text("in the way")
+        for step in (4, 5):
+            checkpoints.save(step, make_state(step, mesh(1, 1)), META)
+        with pytest.raises(UserError, match=r"all steps up to 5 are not saved: .*/5 cannot be"):
+            checkpoints.wait()
+        assert checkpoints.latest() is None
+        saved.unlink()
+        checkpoints.save(6, make_state(6, mesh(1, 1)), META)
+        checkpoints.wait()
+        assert checkpoints.steps() == [6]
+        same = make_state(6, mesh(1, 1))
+        assert_same(checkpoints.restore(6, abstract(same)), same)
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("checkpoint")]
+    assert len(said) == 2
+    assert said[0].startswith(f"checkpoint {saved}/4 could not be written (")
+    assert said[1] == f"checkpoint {saved}/6 is written: all is saved again"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("gone_after", [1, 99])
+def test_the_last_state_is_tried_again_and_again(tmp_path, monkeypatch, gone_after):
+    path, tries = tmp_path / "checkpoints", []
+
+    def sleep(seconds):
+        tries.append(seconds)
+        if len(tries) == gone_after:
+            path.unlink()
+
+    state = make_state(4, mesh(1, 1))
+    with Checkpoints(path, keep=1) as checkpoints:
+        monkeypatch.setattr(checkpoint.time, "sleep", sleep)
+        path.rmdir()
+        path.write_text("in the way")
+        if gone_after == 1:
+            checkpoints.save(4, state, META, last=True)
+            assert checkpoints.steps() == [4]
+        else:
+            with pytest.raises(UserError, match="all steps up to 4 are not saved"):
+                checkpoints.save(4, state, META, last=True)
+            assert tries == [checkpoint.PAUSE] * (checkpoint.TRIES - 1)
+            path.unlink()
+            checkpoints.save(5, make_state(5, mesh(1, 1)), META)
 
 
 def test_what_killed_processes_left_is_no_checkpoint_and_does_not_stay(saved):

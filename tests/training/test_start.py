@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("one_device_mesh")
 def begun(trained):
     """The config of a run, its tasks, and what lies beside its newest checkpoint."""
     with Checkpoints(trained / "checkpoints") as checkpoints:
-        meta = checkpoints.meta(checkpoints.latest())
+        meta = checkpoints.meta(checkpoints.steps()[-1])
     return usfm_config.of_run(trained, {}), tasks_from_meta(meta), meta
 
 
@@ -35,7 +35,7 @@ def others(tasks):
 
 def arrays_of(workdir):
     with Checkpoints(workdir / "checkpoints") as checkpoints:
-        return checkpoints.arrays(checkpoints.latest())
+        return checkpoints.arrays(checkpoints.steps()[-1])
 
 
 def named(tree):
@@ -76,7 +76,7 @@ def test_other_tasks_are_refused_unless_told_and_keep_what_is_theirs(trained, be
     program = make_program(config, now, slots, sharding.make_mesh(config.mesh))
     fresh = program.start(np.uint32(0))
     with Checkpoints(trained / "checkpoints") as checkpoints:
-        state = resumed(checkpoints, checkpoints.latest(), config, program, fresh)
+        state = resumed(checkpoints, checkpoints.steps()[-1], config, program, fresh)
     found, saved = named(dataclasses.asdict(state)), arrays_of(trained)
     assert found["step"] == saved["step"]
     for name, array in found.items():
@@ -103,6 +103,7 @@ def test_another_run_is_started_from_with_its_averages(trained, begun, capsys):
     now = others(tasks)
     config.model.init_from = str(trained)
     source = source_of(config, now)
+    assert source is not None
     assert "new, with fresh heads: a_new_one" in capsys.readouterr().err
     model, mesh = make_model(config, now), sharding.make_mesh(config.mesh)
     fresh = sharding.build(lambda: model.init(jax.random.key(1)), mesh)
@@ -119,7 +120,8 @@ def test_another_run_of_another_model_is_refused_with_every_difference(trained, 
     config.model.init_from = str(trained)
     config.model.decoder_width.detection = 16
     source = source_of(config, tasks)
+    assert source is not None
     model, mesh = make_model(config, tasks), sharding.make_mesh(config.mesh)
     placed = sharding.abstract(lambda: model.init(jax.random.key(1)), mesh)
-    with pytest.raises(UserError, match="heads/detection/kernel: float32.* in the checkpoint"):
+    with pytest.raises(UserError, match=r"heads/detection/kernel: float32.* in the checkpoint"):
         source(model, placed)

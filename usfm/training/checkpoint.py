@@ -47,7 +47,9 @@ class Checkpoints:
         self._directory = epath.Path(directory).absolute()
         self._keep, self._every, self._metric = keep, every, metric
         self._writing: int | None = None  # the step that is on its way to the disk
-        self._in_trouble = False  # it has been said that it cannot be written
+        # The step that could not be written, and why, since the last one that could.
+        self._failure: tuple[int, Exception] | None = None
+        self._closed = False  # until the next save, after one that failed
         try:
             self._manager = self._open()
         except OSError as error:
@@ -91,7 +93,8 @@ class Checkpoints:
             self.wait()
         else:
             self._settle()  # which says what goes wrong: the run ends by another error
-        self._manager.close()
+        if not self._closed:
+            self._manager.close()
 
     def latest(self) -> int | None:
         """The step of the newest checkpoint; None where there is none."""
@@ -138,26 +141,26 @@ class Checkpoints:
                 they do not all know of it.
         """
         self._settle()
-        error = self._begin(step, state, meta, score)
+        self._begin(step, state, meta, score)
         if not last:
             return
         for _ in range(TRIES - 1):
-            if not (error := error or self._settle()):
+            self._settle()
+            if self._failure is None:
                 return
             time.sleep(PAUSE)
-            error = self._begin(step, state, meta, score)
-        if error := error or self._settle():
-            raise self._unsaved(step, error)
+            self._begin(step, state, meta, score)
+        self.wait()
 
     def wait(self) -> None:
-        """Returns when all that was saved is on disk.
+        """Returns when what was saved last is on disk.
 
         Raises:
             UserError: it could not be written.
         """
-        step = self._writing
-        if step is not None and (error := self._settle()):
-            raise self._unsaved(step, error)
+        self._settle()
+        if self._failure is not None:
+            raise self._unsaved(*self._failure)
 
     def _unsaved(self, step: int, error: Exception) -> UserError:
         newest = self.latest()
@@ -168,51 +171,46 @@ class Checkpoints:
             "command again"
         )
 
-    def _begin(
-        self, step: int, state: TrainState, meta: dict[str, Any], score: float
-    ) -> Exception | None:
-        metrics = None
-        if not math.isnan(score):
-            metrics = {"metric": self._metric, "score": score}
+    def _begin(self, step: int, state: TrainState, meta: dict[str, Any], score: float) -> None:
+        metrics = None if math.isnan(score) else {"metric": self._metric, "score": score}
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(_as_dict(state)), meta=ocp.args.JsonSave(meta)
         )
         self._writing = step
         try:
+            if self._closed:
+                self._manager, self._closed = self._open(), False
             self._manager.save(step, args=items, metrics=metrics, force=True)
         except Exception as error:
-            return self._failed(error)
-        return None
+            self._failed(step, error)
 
-    def _settle(self) -> Exception | None:
-        """Waits for the write under way; what went wrong with it is said, and returned."""
+    def _settle(self) -> None:
+        """Waits for the write under way, if any; what goes wrong with it is said."""
+        step, self._writing = self._writing, None
+        if step is None:
+            return
         try:
             self._manager.wait_until_finished()
         except Exception as error:
-            return self._failed(error)
-        if self._in_trouble and self._writing is not None:
-            say(f"checkpoint {self._path(self._writing)} is written: all is saved again")
-            self._in_trouble = False
-        self._writing = None
-        return None
+            self._failed(step, error)
+            return
+        if self._failure is not None:
+            say(f"checkpoint {self._path(step)} is written: all is saved again")
+            self._failure = None
 
-    def _failed(self, error: Exception) -> Exception:
+    def _failed(self, step: int, error: Exception) -> None:
         if jax.process_count() > 1:
             raise error
-        if not self._in_trouble:
+        if self._failure is None:
             say(
-                f"checkpoint {self._path(self._writing or 0)} could not be written "
-                f"({_reason(error)}); training goes on, and every next one is tried"
+                f"checkpoint {self._path(step)} could not be written ({_reason(error)}); training "
+                "goes on, and every next one is tried"
             )
-        self._writing, self._in_trouble = None, True
+        self._failure, self._writing = (step, error), None
         # orbax goes on as if what failed were there.
         with contextlib.suppress(Exception):
             self._manager.close()
-        try:
-            self._manager = self._open()
-        except OSError as still:
-            return still
-        return error
+        self._closed = True
 
     def meta(self, step: int) -> dict[str, Any]:
         """What was saved beside the state, as `describe` made it.
