@@ -15,7 +15,9 @@ python tools/print_config.py configs/NAME.py prints every field that --config.FI
 # Everything heavy is imported inside `main`: data workers import this file again, and --help and
 # --version must not wait for JAX.
 
+import os
 import pathlib
+import sys
 
 from absl import flags, logging
 from ml_collections import config_flags
@@ -46,12 +48,19 @@ def main() -> None:
     logging.set_verbosity(logging.FATAL)  # orbax tells each of its moves, and what we explain
     from usfm import config as usfm_config
     from usfm import modes
+    from usfm.training.checkpoint import UnsavedError
 
     if not begins:
         # A workdir knows how it was trained; only what is said on the command line changes that.
         changed = config_flags.get_override_values(flags.FLAGS["config"]) if config else {}
         config = usfm_config.of_run(workdir, changed)
-    modes.MODES[_MODE.value](config, workdir)
+    try:
+        modes.MODES[_MODE.value](config, workdir)
+    except UnsavedError as error:
+        # Threads that could not write may never end: a run was seen to wait for them at its exit.
+        print(f"usfm: {error}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(1)
 
 
 def run() -> None:

@@ -170,3 +170,22 @@ def test_conflicts_are_told_of_the_steps_that_were_recorded(tmp_path):
             log.add(step, metrics([1, 1]) | (recorded if step == 4 else {}), images=8, waited=0.0)
         log.flush()
     assert [line.get("conflicts") for line in lines_of(path)] == [None, None, 1.0]
+
+
+def test_lines_that_cannot_be_written_are_kept_until_they_can(tmp_path, capsys):
+    path = tmp_path / "run" / "metrics.jsonl"
+    with make(path, every=1) as log:
+        log.note(0, {"val/dsc": 0.5})
+        path.unlink()
+        path.parent.rmdir()
+        path.parent.write_text("in the way")
+        for step in (1, 2):
+            log.add(step, metrics([step, 0]), images=8, waited=0.0)
+        log.flush()
+        assert log.unsaved() == f"{path} lacks what came after step 0"
+        path.parent.unlink()
+        log.add(3, metrics([3, 0]), images=8, waited=0.0)
+        log.flush()
+        assert log.unsaved() == ""
+    assert [line["step"] for line in lines_of(path)] == [1, 2, 3]
+    assert capsys.readouterr().err.count("cannot be written") == 1

@@ -34,10 +34,10 @@ BAD = "breast_2cls"
 pytestmark = pytest.mark.usefixtures("one_device_mesh")
 
 
-def start(config, workdir):
+def start(config, workdir, **options):
     workdir.mkdir(exist_ok=True)
     folder = read_folder(config.data.root, tasks=config.tasks)
-    train(config, workdir, folder, open_splits(config, folder))
+    train(config, workdir, folder, open_splits(config, folder), **options)
 
 
 def lines_of(workdir):
@@ -142,6 +142,18 @@ def test_other_tasks_than_the_run_was_begun_with_are_refused(make_config, tmp_pa
     message = "begun on other tasks: .*kept: breast_2cls; new, with fresh heads: lung_2cls"
     with pytest.raises(UserError, match=message):
         start(make_config(), tmp_path)
+
+
+def test_the_best_checkpoint_is_kept_and_its_score_logged(make_config, tmp_path):
+    scores = iter([5.0, 2.0, float("nan")])
+    config = make_config(
+        **{"checkpoint.best_metric": "mre", "checkpoint.keep": 1, "train.steps": 9}
+    )
+    start(config, tmp_path, score=lambda params: next(scores))
+    logged = {line["step"]: line["val/mre"] for line in lines_of(tmp_path) if "val/mre" in line}
+    assert logged == {3: 5.0, 6: 2.0, 9: None}
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert (checkpoints.best(), checkpoints.steps()) == (6, [6, 9])
 
 
 def test_slots_that_the_devices_cannot_share_are_refused(make_config, tmp_path, monkeypatch):

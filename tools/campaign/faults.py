@@ -242,7 +242,7 @@ def _fill(runs: Runs, workdir: pathlib.Path, rng: random.Random) -> str:
 def _make_read_only(runs: Runs, workdir: pathlib.Path, rng: random.Random) -> str:
     with _disturbed_disk(runs, workdir, rng) as process:
         process.wait_for("a time between two saves", lambda: _remounted(workdir, "ro"))
-        process.wait_for("read-only disk", lambda: "Read-only" in process.text())
+        process.wait_for("read-only disk", lambda: "could not be written" in process.text())
         if rng.random() < 0.5:
             _remounted(workdir, "rw")
             _expect(process, 0, "")

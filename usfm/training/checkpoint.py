@@ -25,6 +25,10 @@ MARK = "_CHECKPOINT_METADATA"
 TRIES, PAUSE = 4, 2.0
 
 
+class UnsavedError(UserError):
+    """The end of a run whose last state could not be written."""
+
+
 class Checkpoints:
     """The checkpoints of one run; use as a context manager, which waits for the last write.
 
@@ -137,8 +141,8 @@ class Checkpoints:
             last: no call follows: waits until the step is on disk, and tries again where it fails.
 
         Raises:
-            UserError: the last state cannot be written. In a run of several processes any cannot:
-                they do not all know of it.
+            UnsavedError: the last state cannot be written. A run of several processes ends at once
+                with what went wrong: they do not all know of it.
         """
         self._settle()
         self._begin(step, state, meta, score)
@@ -156,16 +160,16 @@ class Checkpoints:
         """Returns when what was saved last is on disk.
 
         Raises:
-            UserError: it could not be written.
+            UnsavedError: it could not be written.
         """
         self._settle()
         if self._failure is not None:
             raise self._unsaved(*self._failure)
 
-    def _unsaved(self, step: int, error: Exception) -> UserError:
+    def _unsaved(self, step: int, error: Exception) -> UnsavedError:
         newest = self.latest()
         lost = f"steps after {newest}" if newest else "all steps"
-        return UserError(
+        return UnsavedError(
             f"{lost} up to {step} are not saved: {self._path(step)} cannot be written "
             f"({_reason(error)}); make room there, or make it writable, and run the same "
             "command again"

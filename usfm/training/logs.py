@@ -60,7 +60,7 @@ class Log:
     conflicts (the share of pairs of tasks whose mean inner product is negative) where these are at
     hand; and of mixtures of experts routing/TASK (a list: the share of the task's choices by
     expert) and dropped (the share of choices that found no expert with room). Means and numbers are
-    of the steps since the line before.
+    of the steps since the line before. What `note` writes has lines of its own.
     """
 
     def __init__(
