@@ -45,9 +45,14 @@ def named(tree):
 
 def test_the_run_itself_may_go_on_and_says_nothing(begun, capsys):
     config, tasks, meta = begun
-    assert meta == {**meta, **describe(config, tasks)}
-    check_same_run(config, tasks, meta)
+    now = describe(config, tasks)
+    assert {name: meta[name] for name in ("tasks", "config")} == {
+        name: now[name] for name in ("tasks", "config")
+    }
+    check_same_run(config, tasks, {**meta, "code": now["code"]})
     assert capsys.readouterr().err == ""
+    check_same_run(config, tasks, {**meta, "code": {**now["code"], "usfm": "0.0.0"}})
+    assert capsys.readouterr().err == "the checkpoint was made with usfm 0.0.0\n"
 
 
 def test_another_config_than_the_checkpoints_is_refused_unless_told(begun, capsys):
