@@ -48,19 +48,26 @@ def main() -> None:
     logging.set_verbosity(logging.FATAL)  # orbax tells each of its moves, and what we explain
     from usfm import config as usfm_config
     from usfm import modes
-    from usfm.training.checkpoint import UnsavedError
+    from usfm.training.checkpoint import UnsavedError, write_failed
 
     if not begins:
         # A workdir knows how it was trained; only what is said on the command line changes that.
         changed = config_flags.get_override_values(flags.FLAGS["config"]) if config else {}
         config = usfm_config.of_run(workdir, changed)
+    code = 0
     try:
         modes.MODES[_MODE.value](config, workdir)
     except UnsavedError as error:
-        # Threads that could not write may never end: a run was seen to wait for them at its exit.
-        print(f"usfm: {error}", file=sys.stderr, flush=True)
+        print(f"usfm: {error}", file=sys.stderr)
+        code = 1
+    except SystemExit as stopped:
+        code = stopped.code
+    if write_failed():  # its threads would be waited for
         sys.stdout.flush()
-        os._exit(1)
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
+    if code:
+        sys.exit(code)
 
 
 def run() -> None:

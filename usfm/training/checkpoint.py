@@ -25,6 +25,18 @@ MARK = "_CHECKPOINT_METADATA"
 TRIES, PAUSE = 4, 2.0
 
 
+_write_failed = False
+
+
+def write_failed() -> bool:
+    """Whether a write of this process ever failed.
+
+    orbax' threads of such a write can wait for each other for ten minutes, and the interpreter
+    for them at its exit.
+    """
+    return _write_failed
+
+
 class UnsavedError(UserError):
     """The end of a run whose last state could not be written."""
 
@@ -210,6 +222,8 @@ class Checkpoints:
                 f"checkpoint {self._path(step)} could not be written ({_reason(error)}); training "
                 "goes on, and every next one is tried"
             )
+        global _write_failed
+        _write_failed = True
         self._failure, self._writing = (step, error), None
         # orbax goes on as if what failed were there.
         with contextlib.suppress(Exception):
