@@ -17,9 +17,7 @@ def test_a_metric_is_of_the_tasks_that_have_it_or_of_the_one_named():
     assert scored_tasks("dsc", TASKS) == ["a", "b"]
     assert scored_tasks("b/hd", TASKS) == ["b"]
     for wrong in ("iou", "c/dsc", "nobody/dsc"):
-        with pytest.raises(
-            UserError, match=r"is of no task of the run: a has dsc, hd.*c has mre"
-        ):
+        with pytest.raises(UserError, match=r"is of no task of the run: a has dsc, hd.*c has mre"):
             scored_tasks(wrong, TASKS)
 
 
