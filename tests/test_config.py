@@ -3,6 +3,7 @@ import runpy
 
 import pytest
 
+from usfm import checks
 from usfm import config as usfm_config
 from usfm.errors import UserError
 
@@ -20,7 +21,7 @@ def make(**fields):
 def test_every_config_is_valid(path, arg):
     config = runpy.run_path(str(path))["get_config"](arg)
     config.data.root = config.data.root or "folder"
-    usfm_config.check(config)
+    checks.check(config)
     whole = usfm_config.base()
     if path.stem == "study":
         whole = usfm_config.study(whole)
@@ -32,7 +33,7 @@ def test_debug_makes_any_config_small():
     config = usfm_config.debug(make(**{"train.steps": 10**6, "model.variant": "vitl16"}))
     assert (config.model.variant, config.model.dtype) == ("tiny", "float32")
     assert config.train.steps * config.train.slots * config.train.examples_per_slot < 20_000
-    usfm_config.check(config)
+    checks.check(config)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +63,9 @@ def test_debug_makes_any_config_small():
         ),
         ("data.augment_by_type", {"detection": 2}, r"augment_by_type\.detection=2: give a number"),
         ("data.augment_by_type", {"detection": "2"}, r"augment_by_type\.detection='2': give a"),
+        ("multitask.options.cagrad.c", 1.5, r"options\.cagrad\.c=1\.5 is outside \[0, 0\.99"),
+        ("multitask.options.dwa.window", 0, r"options\.dwa\.window=0 is outside"),
+        ("multitask.options.aligned_mtl.scale", "max", r"scale='max' is not one of min, median"),
         ("watch.profile", "13:10", r"watch\.profile='13:10': give FIRST:END, such as 10:13"),
         ("watch.profile", "ten", r"watch\.profile='ten': give FIRST:END"),
         ("watch.on_hang", "kill", r"watch\.on_hang='kill' is not one of tell, exit"),
@@ -99,18 +103,18 @@ def test_debug_makes_any_config_small():
 )
 def test_a_value_that_cannot_be_is_refused_by_its_field(field, value, message):
     with pytest.raises(UserError, match=message) as caught:
-        usfm_config.check(make(**{field: value}))
+        checks.check(make(**{field: value}))
     assert "\n" not in str(caught.value)
 
 
 def test_a_choice_of_more_experts_than_there_are_is_refused():
     with pytest.raises(UserError, match=r"model\.moe\.top_k=3: give 0 \(all experts\) to 2"):
-        usfm_config.check(make(**{"model.moe.experts": 2, "model.moe.top_k": 3}))
+        checks.check(make(**{"model.moe.experts": 2, "model.moe.top_k": 3}))
 
 
 def test_an_engine_that_cannot_serve_the_method_is_refused():
     with pytest.raises(UserError, match=r"multitask\.engine='plain' cannot serve"):
-        usfm_config.check(make(**{"multitask.engine": "plain", "multitask.method": "pcgrad"}))
+        checks.check(make(**{"multitask.engine": "plain", "multitask.method": "pcgrad"}))
 
 
 def test_what_is_written_is_read(tmp_path):

@@ -33,7 +33,7 @@ def main() -> None:
 
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", _DEVICES.value)
-    from usfm import config as usfm_config
+    from usfm import checks
     from usfm.data.slots import slots_per_type
     from usfm.tasks.fm_uia import TASKS
     from usfm.tasks.plans import select
@@ -44,7 +44,7 @@ def main() -> None:
 
     config = _CONFIG.value
     config.data.root = config.data.root or "not read"
-    usfm_config.check(config)
+    checks.check(config)
     tasks = select(list(TASKS.values()), config.tasks)
     slots = slots_per_type(tasks, None, config.train.slots)
     mesh = sharding.make_mesh(config.mesh)

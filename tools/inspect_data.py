@@ -16,8 +16,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from absl import flags
 from ml_collections import config_flags
 
-from usfm import command
-from usfm import config as usfm_config
+from usfm import checks, command
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, as for usfm.main.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where data.html and bad_rows.csv are written.")
@@ -30,7 +29,7 @@ def main() -> None:
 
     config = command.given(_CONFIG)
     workdir = pathlib.Path(command.given(_WORKDIR)).expanduser()
-    usfm_config.check(config)
+    checks.check(config)
     folder = open_folder(config, workdir, require_labels=False)
     write_inspection(workdir / "data.html", folder, open_splits(config, folder))
     print(f"page: {workdir / 'data.html'}")

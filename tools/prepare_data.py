@@ -16,8 +16,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from absl import flags
 from ml_collections import config_flags
 
-from usfm import command
-from usfm import config as usfm_config
+from usfm import checks, command
 from usfm.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, as for usfm.main.")
@@ -39,7 +38,7 @@ def main() -> None:
     if _BEAM_OPTIONS.value and not _BEAM.value:
         raise UserError("--beam_options says how, but not that: give --beam too")
     write = beam.writer(_BEAM_OPTIONS.value) if _BEAM.value else write_shards
-    usfm_config.check(config)
+    checks.check(config)
     folder = open_folder(config, workdir)
     splits = open_splits(config, folder, workdir)
     size = config.data.image_size

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from usfm import checks
 from usfm import config as usfm_config
 from usfm.data.image import read_image, resize_image
 from usfm.errors import UserError
@@ -77,7 +78,7 @@ class Model:
         config, output_dir = self._config.copy_and_resolve_references(), pathlib.Path(output_dir)
         config.data.root = os.fspath(data_root)
         config.evaluate.batch_size = batch_size
-        usfm_config.check(config)
+        checks.check(config)
         predictor = dataclasses.replace(self._predictor, batch_size=batch_size)
         with tempfile.TemporaryDirectory() as scratch:  # there may be no home to keep a cache in
             if not self._keeps_cache:
@@ -157,7 +158,7 @@ def _config(workdir: pathlib.Path, fields: Fields) -> ConfigDict:
         if name not in known:
             raise UserError(f"the config has no field {name!r}; {suggest(name, known)}")
     config = usfm_config.of_run(workdir, dict(fields))
-    usfm_config.check(config)
+    checks.check(config)
     return config
 
 

@@ -1,10 +1,7 @@
 """Every field of a run, its default and what it means; configs/ change what an experiment needs."""
 
-import functools
 import json
-import operator
 import pathlib
-import re
 import sys
 from typing import Any
 
@@ -12,7 +9,6 @@ from ml_collections import ConfigDict, config_dict
 
 from usfm.errors import UserError
 from usfm.tasks import TYPES
-from usfm.tasks.suggest import suggest
 
 
 def base() -> ConfigDict:
@@ -220,162 +216,6 @@ def debug(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def check(config: ConfigDict) -> None:
-    """Finds what no later step would explain well.
-
-    Raises:
-        UserError: one line that names the field and what to write there.
-    """
-    # Here, so that the command line can be read without waiting for JAX.
-    from usfm.data.mixing import temperatures
-    from usfm.models.dinov3 import VARIANTS
-    from usfm.models.functional import REMAT
-    from usfm.training.method import check as check_method
-    from usfm.training.watch import profiled
-    from usfm.training.writers import check as check_writers
-
-    if not config.data.root:
-        raise UserError("data.root is not set: give --config.data.root=FM_UIA_FOLDER")
-    if config.data.image_size % 16 or config.data.image_size < 16:
-        raise UserError(
-            f"data.image_size={config.data.image_size} is not a multiple of 16; the encoder "
-            f"reads 16 x 16 patches: try {max(16, round(config.data.image_size / 16) * 16)}"
-        )
-    for field, allowed in {
-        "data.channels": (1, 3),
-        "data.on_bad_row": ("error", "skip"),
-        "train.on_nonfinite": ("stop", "skip_task"),
-        "evaluate.part": ("val", "test", "all"),
-        "evaluate.checkpoint": ("latest", "best"),
-        "watch.on_hang": ("tell", "exit"),
-        "features.format": ("npz", "zarr"),
-        "model.variant": tuple(VARIANTS),
-        "model.dtype": ("float32", "bfloat16"),
-        "model.remat": tuple(REMAT),
-    }.items():
-        room, name = field.split(".")
-        if config[room][name] not in allowed:
-            choices = ", ".join(str(value) for value in allowed)
-            raise UserError(f"{field}={config[room][name]!r} is not one of {choices}")
-    for field, low, high in (
-        ("data.fraction", 1e-9, 1.0),
-        ("data.min_examples", 1, float("inf")),
-        ("data.workers", 0, float("inf")),
-        ("data.augment", 0.0, 1.0),
-        ("train.steps", 1, float("inf")),
-        ("train.seconds", 0.0, float("inf")),
-        ("train.slots", 1, float("inf")),
-        ("train.examples_per_slot", 1, float("inf")),
-        ("train.accumulate", 1, float("inf")),
-        ("train.seed", 0, 2**32 - 1),
-        ("train.log_every", 1, float("inf")),
-        ("train.class_balance", 0.0, 0.999999),
-        ("train.ema", 0.0, 1.0),
-        ("model.drop_path", 0.0, 0.99),
-        ("model.rope_rescale", 1.0, 100.0),
-        ("model.moe.experts", 0, float("inf")),
-        ("model.moe.balance_weight", 0.0, float("inf")),
-        ("model.moe.z_weight", 0.0, float("inf")),
-        ("model.lora.rank", 0, float("inf")),
-        ("optimizer.learning_rate", 1e-12, float("inf")),
-        ("optimizer.head_learning_rate", 0.0, float("inf")),
-        ("optimizer.layer_decay", 1e-3, 1.0),
-        ("optimizer.warmup", 0.0, 1.0),
-        ("optimizer.b2", 0.0, 0.999999),
-        ("multitask.gramian_ema", 0.0, 0.9999),
-        ("multitask.clip", 0.0, float("inf")),
-        ("multitask.at_once", 1, float("inf")),
-        ("multitask.record_every", 1, float("inf")),
-        ("checkpoint.every_steps", 1, float("inf")),
-        ("checkpoint.keep", 1, float("inf")),
-        ("checkpoint.keep_every", 0, float("inf")),
-        ("evaluate.batch_size", 1, float("inf")),
-        ("watch.hang_seconds", 0.0, float("inf")),
-    ):
-        value: Any = functools.reduce(operator.getitem, field.split("."), config)
-        if not low <= value <= high:
-            raise UserError(f"{field}={value} is outside [{low:g}, {high:g}]")
-    if not config.predict.scales or not all(0.25 <= s <= 4 for s in config.predict.scales):
-        scales = tuple(config.predict.scales)
-        raise UserError(f"predict.scales={scales}: give one number or more from 0.25 to 4")
-    for task_id, share in config.data.fractions.items():
-        if not 0 < share <= 1:
-            raise UserError(f"data.fractions.{task_id}={share} is outside (0, 1]")
-    for kind, strength in config.data.augment_by_type.items():
-        if kind not in TYPES:
-            raise UserError(
-                f"data.augment_by_type: there is no task type {kind!r}; {suggest(kind, TYPES)}"
-            )
-        if not isinstance(strength, int | float) or not 0 <= strength <= 1:
-            raise UserError(f"data.augment_by_type.{kind}={strength!r}: give a number from 0 to 1")
-    temperatures(config.data)
-    for task_id, weight in config.data.weights.items():
-        if not 0 < weight < float("inf"):
-            raise UserError(f"data.weights.{task_id}={weight}: give a number above 0")
-    for kind, width in config.model.decoder_width.items():
-        if width < 1 or (width > 64 and width % 64):
-            raise UserError(
-                f"model.decoder_width.{kind}={width}: give up to 64 channels, or a multiple of 64"
-            )
-    _check_moe(config.model)
-    _check_checkpoint(config.checkpoint)
-    try:
-        profiled(config.watch.profile)
-    except ValueError as error:
-        raise UserError(
-            f"watch.profile={config.watch.profile!r}: give FIRST:END, such as 10:13 for the steps "
-            "10, 11 and 12"
-        ) from error
-    patterns = [("optimizer.freeze", pattern) for pattern in config.optimizer.freeze]
-    for field, pattern in [*patterns, ("multitask.layer", config.multitask.layer)]:
-        try:
-            re.compile(pattern)
-        except (re.error, TypeError) as error:
-            raise UserError(f"{field}: {pattern!r} is not a regex: {error}") from error
-    if config.train.examples_per_slot % config.train.accumulate:
-        raise UserError(
-            f"train.accumulate={config.train.accumulate} does not divide "
-            f"train.examples_per_slot={config.train.examples_per_slot}: give a divisor"
-        )
-    check_writers(config.watch)
-    check_method(
-        config.multitask, config.train.on_nonfinite == "skip_task", config.train.accumulate
-    )
-
-
-def _check_moe(model: ConfigDict) -> None:
-    from usfm.models.dinov3 import VARIANTS
-
-    layers, depth = list(model.moe.layers), VARIANTS[model.variant].layers
-    if layers != sorted(set(layers)) or not all(0 <= layer < depth for layer in layers):
-        raise UserError(
-            f"model.moe.layers={tuple(layers)}: give rising numbers from 0 to {depth - 1}, the "
-            f"layers of {model.variant}"
-        )
-    if model.moe.experts and not 0 <= model.moe.top_k <= model.moe.experts:
-        raise UserError(
-            f"model.moe.top_k={model.moe.top_k}: give 0 (all experts) to {model.moe.experts}, "
-            "the number of model.moe.experts"
-        )
-
-
-def _check_checkpoint(checkpoint: ConfigDict) -> None:
-    from usfm.evaluation.metrics import METRICS
-
-    if checkpoint.keep_every % checkpoint.every_steps:
-        raise UserError(
-            f"checkpoint.keep_every={checkpoint.keep_every} is not a multiple of "
-            f"checkpoint.every_steps={checkpoint.every_steps}: no checkpoint would be kept by it"
-        )
-    metric = checkpoint.best_metric.rpartition("/")[2]
-    known = [name for names in METRICS.values() for name in names]
-    if metric and metric not in known:
-        raise UserError(
-            f"checkpoint.best_metric={checkpoint.best_metric!r}: there is no such metric; "
-            f"{suggest(metric, known)}, by itself or as TASK/METRIC"
-        )
-
-
 # Fields that may differ when a run goes on: they change where and how fast, not what is learned,
 # or, as on_nonfinite, how it gets over a bad step.
 FREE = ("data.root", "data.tfds.data_dir", "data.cache_dir", "data.workers", "train.log_every",
@@ -384,17 +224,6 @@ FREE = ("data.root", "data.tfds.data_dir", "data.cache_dir", "data.workers", "tr
         "study.plans", "study.partitions", "study.fractions", "study.seeds", "study.methods",
         "study.models", "study.executor", "study.processes", "study.pack",
         "study.slurm")  # fmt: skip
-
-
-def begin(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Checks a config, also against what the workdir was begun with, and makes the workdir.
-
-    Raises:
-        UserError: as `check` and `check_resumable` do.
-    """
-    check(config)
-    check_resumable(config, workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
 
 
 def check_resumable(config: ConfigDict, workdir: pathlib.Path) -> None:

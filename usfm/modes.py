@@ -11,8 +11,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from usfm import checks, processes
 from usfm import config as usfm_config
-from usfm import processes
 from usfm.data.asked import LEFT_OUT, LeftOut, open_asked
 from usfm.data.folder import Folder, Row
 from usfm.data.image import read_image
@@ -46,7 +46,7 @@ from usfm.training.train import train
 
 def run_train(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Trains, then scores the model (and before that the untrained one, where asked)."""
-    usfm_config.begin(config, workdir)
+    checks.begin(config, workdir)
     with contextlib.ExitStack() as stack:
         processes.in_turn(lambda: stack.enter_context(in_use(workdir)))
         _train(config, workdir)
@@ -83,7 +83,7 @@ def _train(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 def run_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Scores a checkpoint: evaluation.json, evaluation_rows.csv, report.html, and a table."""
-    usfm_config.check(config)
+    checks.check(config)
     trained = usfm_config.read(workdir / "config.json")
     asked, known = identities(config.data), identities(trained.data)
     if asked != known and asked & known:
@@ -130,7 +130,7 @@ def run_predict(config: ConfigDict, workdir: pathlib.Path) -> None:
     data.root is an FM_UIA folder, or bare images, each of which is asked all chosen tasks (see
     asked.py). What cannot be read is told in left_out.csv, and the rest is answered.
     """
-    usfm_config.check(config)
+    checks.check(config)
     predictor = _trained(config, workdir)
     folder = processes.in_turn(lambda: open_answerable(predictor.tasks, config, workdir))
     output_dir = workdir / "predictions"
@@ -144,7 +144,7 @@ def run_predict(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 def run_features(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Writes what the encoder says of each image of data.root, once: workdir/features/."""
-    usfm_config.check(config)
+    checks.check(config)
     restored = restore(config, workdir, mesh=sharding.make_mesh(config.mesh))
     extractor = extractor_of(restored)
     folder = open_asked(config, restored.model.tasks, workdir)

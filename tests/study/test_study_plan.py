@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 
+from usfm import checks
 from usfm import config as usfm_config
 from usfm.data.splits import make_splits
 from usfm.errors import UserError
@@ -80,7 +81,7 @@ def test_a_study_is_read_as_it_was_written(study, tmp_path):
 def test_the_config_of_a_cell_is_an_ordinary_one(config, study, tmp_path):
     pair, everything = Cell(("det", "seg"), 0.5, 1, "sum", "tiny"), study.cells()[-1]
     of_pair = config_of(config, study, pair, tmp_path / "splits.csv")
-    usfm_config.check(of_pair)
+    checks.check(of_pair)
     assert "study" not in of_pair
     assert of_pair.tasks == "task:det,task:seg"
     assert (of_pair.data.fraction, of_pair.train.seed) == (0.5, 1)

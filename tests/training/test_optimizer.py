@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from usfm import checks
 from usfm import config as usfm_config
 from usfm.errors import UserError
 from usfm.tasks import Task
@@ -161,4 +162,4 @@ def test_a_value_that_cannot_be_is_refused_by_its_field(field, value, message):
     config = usfm_config.base()
     config.update_from_flattened_dict({"data.root": "folder", field: value})
     with pytest.raises(UserError, match=message):
-        usfm_config.check(config)
+        checks.check(config)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from tensorboardX.proto import event_pb2
 
+from usfm import checks
 from usfm import config as usfm_config
 from usfm.errors import UserError
 from usfm.training import writers
@@ -98,7 +99,7 @@ def test_weights_and_biases_that_is_asked_for_and_missing_is_told(config, monkey
     monkeypatch.setitem(sys.modules, "wandb", None)
     config.data.root = "somewhere"
     with pytest.raises(UserError, match=r"watch.wandb=ultrasound: wandb is not installed; pip"):
-        usfm_config.check(config)
+        checks.check(config)
 
 
 def test_other_processes_than_the_first_write_nothing(config, tmp_path, monkeypatch):

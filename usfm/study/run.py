@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from ml_collections import ConfigDict
 
+from usfm import checks
 from usfm import config as usfm_config
 from usfm.data.source import open_folder, open_splits, open_store, say
 from usfm.errors import UserError
@@ -71,7 +72,7 @@ def run_study(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 def prepare(config: ConfigDict, workdir: pathlib.Path) -> Study:
     """Plans a study: config.json, splits.csv, study.json and the store."""
-    usfm_config.begin(config, workdir)
+    checks.begin(config, workdir)
     folder = open_folder(config, workdir)
     splits = open_splits(config, folder, workdir)
     study = plan(config, folder, splits)

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from usfm import checks
 from usfm import config as usfm_config
 from usfm.data.folder import Folder
 from usfm.data.slots import slots_per_type
@@ -153,7 +154,7 @@ def _train_together(opened: _Opened, together: Sequence[Cell], shared: list[_Pro
     configs, workdirs, folders = zip(*new, strict=True)
     try:
         for config, workdir in zip(configs, workdirs, strict=True):
-            usfm_config.begin(config, workdir)
+            checks.begin(config, workdir)
         slots = slots_per_type(folders[0].tasks, None, configs[0].train.slots)
         mesh = _on_mesh(configs[0])
         program = _programs(shared, configs[0], folders[0].tasks, slots, mesh).train
@@ -188,7 +189,7 @@ def _leave_status(opened: _Opened, cell: Cell, shared: list[_Programs]) -> None:
 def _run(opened: _Opened, cell: Cell, shared: list[_Programs]) -> None:
     """Trains a cell, going on where it was, and scores it."""
     config, workdir, folder = opened.run_of(cell)
-    usfm_config.begin(config, workdir)
+    checks.begin(config, workdir)
     params = train(
         config,
         workdir,
