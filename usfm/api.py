@@ -149,7 +149,7 @@ def load(checkpoint: str | os.PathLike, fields: Fields | None = None) -> Loaded:
     workdir, step = find_run(checkpoint)
     config = _config(workdir, {"evaluate.batch_size": 1, **(fields or {})})
     restored = restore(config, workdir, mesh=one_device_mesh(), step=step)
-    return Loaded(predictor_of(restored), extractor_of(restored))
+    return Loaded(predictor_of(restored, quick=True), extractor_of(restored, quick=True))
 
 
 def _config(workdir: pathlib.Path, fields: Fields) -> ConfigDict:

@@ -37,6 +37,12 @@ def test_parameters_are_plain_nested_dicts():
     assert paths == ["layers/0/bias", "layers/0/kernel", "scale"]
 
 
+def test_parameters_are_those_that_flax_would_draw():
+    _, expected = functional.split(Scaled(nnx.Rngs(7)))
+    drawn = functional.init(Scaled, jax.random.key(7))
+    jax.tree.map(np.testing.assert_array_equal, drawn, expected)
+
+
 def test_merge_is_the_inverse_of_split():
     module = Scaled(nnx.Rngs(0))
     graphdef, params = functional.split(module)

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from usfm.data.augment import normalise
 from usfm.data.folder import Folder, Row
 from usfm.evaluation.images import Unreadable, read_batches
+from usfm.evaluation.predict import Options
 from usfm.models.m2dino import M2DINO
 
 
@@ -80,11 +81,13 @@ class Extractor:
         return [Features(**{k: v[i] for k, v in found.items()}) for i in range(len(images))]
 
 
-def program_of(model: M2DINO, mesh: Mesh) -> Callable[..., Mapping[str, jax.Array]]:
+def program_of(
+    model: M2DINO, mesh: Mesh, options: Options = None
+) -> Callable[..., Mapping[str, jax.Array]]:
     """(params, uint8 images [B, H, W, C], task int32 [] or None) -> model.features of them."""
 
     def features(params: Any, images: jax.Array, task: jax.Array | None) -> dict[str, jax.Array]:
         return model.features(params, normalise(images), task)
 
     spread = NamedSharding(mesh, P(("data", "fsdp")))
-    return jax.jit(features, in_shardings=(None, spread, None))
+    return jax.jit(features, in_shardings=(None, spread, None), compiler_options=options)

@@ -25,6 +25,8 @@ from usfm.tasks import Task
 # (params, uint8 images [S, n, H, W, C] of each scale, task int32 [S], whether to mirror them too)
 # -> what `answer` reads.
 Program = Callable[..., Mapping[str, jax.Array]]
+# XLA's, for the compilation of a program; None = its own.
+Options = dict[str, Any] | None
 # Of a type's outputs, those that say the answer.
 OUTPUTS = {
     "classification": ("logits",),
@@ -134,12 +136,12 @@ def make_predictor(
     return Predictor(programs, tasks, params, mesh, size, config.data.channels, batch_size, views)
 
 
-def programs_of(model: M2DINO, mesh: Mesh) -> dict[str, Program]:
+def programs_of(model: M2DINO, mesh: Mesh, options: Options = None) -> dict[str, Program]:
     """A program for each type of task of a model; models of equal tasks but for ids share them."""
-    return {kind: _program(model, kind, mesh) for kind in model.types}
+    return {kind: _program(model, kind, mesh, options) for kind in model.types}
 
 
-def _program(model: M2DINO, kind: str, mesh: Mesh) -> Program:
+def _program(model: M2DINO, kind: str, mesh: Mesh, options: Options) -> Program:
     def look(params: Any, images: jax.Array, task: jax.Array) -> dict[str, jax.Array]:
         def slot(image: jax.Array, task: jax.Array) -> dict[str, jax.Array]:
             key = jax.random.key(0)  # not drawn from outside of training
@@ -160,7 +162,12 @@ def _program(model: M2DINO, kind: str, mesh: Mesh) -> Program:
         return averaged(kind, views) if len(views) > 1 else views[0]
 
     slots = NamedSharding(mesh, P(("data", "fsdp")))
-    return jax.jit(outputs, in_shardings=(None, slots, slots), static_argnums=3)
+    return jax.jit(
+        outputs,
+        in_shardings=(None, slots, slots),
+        static_argnums=3,
+        compiler_options=options,
+    )
 
 
 def answer(task: Task, size: tuple[int, int], outputs: Mapping[str, np.ndarray]) -> Answer:

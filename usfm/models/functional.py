@@ -6,7 +6,7 @@ time a step for the same work.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 from flax import nnx
@@ -25,14 +25,19 @@ def merge(graphdef: nnx.GraphDef, params: Params) -> Any:
     return nnx.merge(graphdef, nnx.State(params))
 
 
+def shapes(make: Callable[[nnx.Rngs], nnx.Module]) -> Any:
+    """The module that `make` would build, with shapes in place of its arrays."""
+    return nnx.eval_shape(lambda: make(_rngs(jax.random.key(0))))
+
+
 def structure(make: Callable[[nnx.Rngs], nnx.Module]) -> nnx.GraphDef:
     """The structure of the module that `make` would build, without building its arrays."""
-    return nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    return nnx.graphdef(shapes(make))
 
 
 def init(make: Callable[[nnx.Rngs], nnx.Module], key: jax.Array) -> Params:
     """Fresh parameters of the module that `make` builds."""
-    return split(make(nnx.Rngs(key)))[1]
+    return split(make(_rngs(key)))[1]
 
 
 def init_stacked(make: Callable[[nnx.Rngs], nnx.Module], count: int, key: jax.Array) -> Params:
@@ -43,6 +48,26 @@ def init_stacked(make: Callable[[nnx.Rngs], nnx.Module], count: int, key: jax.Ar
 def stacked(make: Callable[[nnx.Rngs], nnx.Module], count: int, key: jax.Array) -> Any:
     """`count` equal modules as one whose arrays carry a leading axis; run it with `scan`."""
     return merge(structure(make), init_stacked(make, count, key))
+
+
+class _Keys:
+    """Draws the keys that nnx.Rngs(key) draws for parameters, and counts them in Python.
+
+    nnx.Rngs counts in an array. While JAX traces, as it does here, each count takes it a
+    millisecond: half of the time of `init`.
+    """
+
+    def __init__(self, key: jax.Array):
+        self._key, self._drawn = key, 0
+
+    def params(self) -> jax.Array:
+        key = jax.random.fold_in(self._key, self._drawn)
+        self._drawn += 1
+        return key
+
+
+def _rngs(key: jax.Array) -> nnx.Rngs:
+    return cast(nnx.Rngs, _Keys(key))  # modules ask it for nothing but `params`
 
 
 # What the backward pass finds saved of a layer, and does not compute again (jax.checkpoint).

@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 from usfm import mesh
 from usfm.models import heads
 from usfm.models.dinov3 import PATCH, VARIANTS, DINOv3, Variant, drop_path, layers_of_stacks
-from usfm.models.functional import Params, init, init_stacked, merge, structure
+from usfm.models.functional import Params, init, init_stacked, merge, shapes, structure
 from usfm.models.lora import NO_LORA, LoRA
 from usfm.models.moe import Mixture, upcycle
 from usfm.tasks import TYPES, Task
@@ -275,10 +275,7 @@ class M2DINO:
 
     @functools.cached_property
     def _head_inputs(self) -> dict[str, int]:
-        return {
-            kind: nnx.eval_shape(lambda k=kind: self._make_decoder(k)(nnx.Rngs(0))).head_inputs
-            for kind in self.types
-        }
+        return {kind: shapes(self._make_decoder(kind)).head_inputs for kind in self.types}
 
     @functools.cached_property
     def _encoder_structure(self) -> nnx.GraphDef:
