@@ -5,7 +5,8 @@ import time
 import pytest
 
 from usfm.training import watchdog
-from usfm.training.watchdog import EXIT_HUNG, Watchdog
+from usfm.training.stop import EXIT_TERMINATED
+from usfm.training.watchdog import Watchdog
 
 
 def test_a_hang_is_told_once_with_the_stacks_of_all_threads(tmp_path, capfd):
@@ -47,7 +48,7 @@ def test_without_a_limit_it_is_many_median_steps_and_none_before_some_are_known(
     assert dog.limit() == 300
 
 
-@pytest.mark.parametrize(("exits", "code"), [(True, EXIT_HUNG), (False, 0)])
+@pytest.mark.parametrize(("exits", "code"), [(True, EXIT_TERMINATED), (False, 0)])
 def test_it_ends_the_process_only_when_told_to(tmp_path, exits, code):
     script = f"""
 import pathlib, time

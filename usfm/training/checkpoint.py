@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
+from usfm import processes
 from usfm.data.source import say
 from usfm.errors import UserError
 from usfm.tasks import Task
@@ -35,10 +36,6 @@ def write_failed() -> bool:
     for them at its exit.
     """
     return _write_failed
-
-
-class UnsavedError(UserError):
-    """The end of a run whose last state could not be written."""
 
 
 class Checkpoints:
@@ -72,7 +69,7 @@ class Checkpoints:
             raise UserError(f"{self._directory} cannot be opened: {_reason(error)}") from error
 
     def _open(self) -> ocp.CheckpointManager:
-        if self._keep is not None and jax.process_index() == 0:
+        if self._keep is not None and processes.is_first():
             _clear(self._directory)
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
         arrays, json = ocp.PyTreeCheckpointHandler(), ocp.JsonCheckpointHandler()
@@ -153,7 +150,7 @@ class Checkpoints:
             last: no call follows: waits until the step is on disk, and tries again where it fails.
 
         Raises:
-            UnsavedError: the last state cannot be written. A run of several processes ends at once
+            UserError: the last state cannot be written. A run of several processes ends at once
                 with what went wrong: they do not all know of it.
         """
         self._settle()
@@ -172,16 +169,16 @@ class Checkpoints:
         """Returns when what was saved last is on disk.
 
         Raises:
-            UnsavedError: it could not be written.
+            UserError: it could not be written.
         """
         self._settle()
         if self._failure is not None:
             raise self._unsaved(*self._failure)
 
-    def _unsaved(self, step: int, error: Exception) -> UnsavedError:
+    def _unsaved(self, step: int, error: Exception) -> UserError:
         newest = self.latest()
         lost = f"steps after {newest}" if newest else "all steps"
-        return UnsavedError(
+        return UserError(
             f"{lost} up to {step} are not saved: {self._path(step)} cannot be written "
             f"({_reason(error)}); make room there, or make it writable, and run the same "
             "command again"

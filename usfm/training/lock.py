@@ -6,8 +6,7 @@ import os
 import pathlib
 from collections.abc import Iterator
 
-import jax
-
+from usfm import processes
 from usfm.errors import UserError
 
 FILE = ".in_use"
@@ -20,7 +19,7 @@ def in_use(workdir: pathlib.Path) -> Iterator[None]:
     Raises:
         UserError: another run holds it.
     """
-    if jax.process_index():
+    if not processes.is_first():
         yield
         return
     workdir.mkdir(parents=True, exist_ok=True)

@@ -13,9 +13,9 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
+from usfm import processes
 from usfm.data.source import say
 
 
@@ -64,7 +64,7 @@ class Record:
             name: np.stack([np.asarray(value[name]) for value in values]) for name in values[0]
         }
         arrays["step"] = np.array(numbers)
-        if jax.process_index() == 0:
+        if processes.is_first():
             path = self._directory / f"{step}.npz"
             temporary = path.with_name(path.name + ".tmp")
             try:

@@ -9,11 +9,11 @@ import sys
 import threading
 import time
 
+from usfm.training.stop import EXIT_TERMINATED
+
 # Without a limit of the user's: so many median steps, and at least so many seconds.
 STEPS, SECONDS = 30, 300.0
 FEWEST = 3  # steps whose median says something
-# As train.EXIT_TERMINATED: run again to go on.
-EXIT_HUNG = 75
 
 
 class Watchdog:
@@ -22,7 +22,7 @@ class Watchdog:
     Args:
         file: that the stacks are appended to; they go to stderr too.
         seconds: without the end of a step; 0 = 30 median steps, at least five minutes.
-        exits: whether the process is then ended, with EXIT_HUNG, to be started again.
+        exits: whether the process is then ended, with EXIT_TERMINATED, to be started again.
     """
 
     def __init__(self, file: pathlib.Path, seconds: float = 0.0, *, exits: bool = False):
@@ -64,7 +64,7 @@ class Watchdog:
                 self._told = True
                 self._tell(silent)
                 if self._exits:
-                    os._exit(EXIT_HUNG)
+                    os._exit(EXIT_TERMINATED)
 
     def _tell(self, silent: float) -> None:
         stderr = sys.__stderr__ or sys.stderr  # other processes than the first have theirs silenced
