@@ -207,11 +207,10 @@ def _check_shared(workdir: pathlib.Path) -> None:
         UserError: in all of them.
     """
     processes.wait()
-    last = processes.gather(goodput.read(workdir)[-1:])
-    if others := [str(number) for number, of in enumerate(last) if of != last[0]]:
+    if others := processes.unlike_first(goodput.read(workdir)[-1:]):
         raise UserError(
-            f"process {', '.join(others)} of {len(last)} does not see what process 0 writes into "
-            f"{workdir}: give a --workdir on a file system that all of them share"
+            f"process {others} does not see what process 0 writes into {workdir}: give a --workdir "
+            "on a file system that all of them share"
         )
 
 
@@ -223,11 +222,10 @@ def _check_same(folder: Folder, splits: Splits) -> None:
     """
     rows = [(task.id, row.key, row.content, splits.part(row)) for task in folder.tasks
             for row in folder.rows[task.id]]  # fmt: skip
-    digests = processes.gather(hashlib.sha256(repr(rows).encode()).hexdigest())
-    if others := [str(number) for number, of in enumerate(digests) if of != digests[0]]:
+    if others := processes.unlike_first(hashlib.sha256(repr(rows).encode()).hexdigest()):
         raise UserError(
-            f"process {', '.join(others)} of {len(digests)} read other rows than process 0: give "
-            "all of them the same data.root and data.splits_file"
+            f"process {others} read other rows than process 0: give all of them the same data.root "
+            "and data.splits_file"
         )
 
 

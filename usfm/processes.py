@@ -12,7 +12,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -155,6 +155,13 @@ def gather(value: Value) -> list[Value]:
 def agreed(value: Value) -> Value:
     """What process 0 has; all must call it."""
     return gather(value)[0]
+
+
+def unlike_first(value: Any) -> str:
+    """Which processes have another value than the first, as '1, 3 of 4'; "" where none has."""
+    values = gather(value)
+    others = [str(number) for number, of in enumerate(values) if of != values[0]]
+    return f"{', '.join(others)} of {len(values)}" if others else ""
 
 
 def wait() -> None:
