@@ -8,11 +8,10 @@ from ml_collections import ConfigDict
 
 from usfm import processes
 from usfm.data.faults import Fault, write_faults
-from usfm.data.folder import Folder, Row, read_folder
+from usfm.data.folder import Folder, Row
 from usfm.data.image_list import images_of_list
 from usfm.data.lines import DIRECTORY
-from usfm.data.roots import open_roots
-from usfm.data.source import cache_dir, say
+from usfm.data.source import cache_dir, read_roots, say
 from usfm.data.unlabelled import folder_of_images
 from usfm.tasks import Task
 from usfm.tasks.plans import select
@@ -34,15 +33,8 @@ def open_asked(config: ConfigDict, tasks: Sequence[Task], workdir: pathlib.Path)
     """
     root, cache = pathlib.Path(config.data.root), cache_dir(config)
     if not is_bare(root):
-        return read_folder(
-            *open_roots(config.data, cache),
-            tasks=config.tasks,
-            groups=config.data.groups.to_dict(),
-            flip_ok=config.data.flip_ok.to_dict(),
-            require_labels=False,
-            on_bad_row="skip",
-            faults_file=workdir / LEFT_OUT,
-            cache_dir=cache,
+        return read_roots(
+            config, require_labels=False, on_bad_row="skip", faults_file=workdir / LEFT_OUT
         )
     chosen = select(tasks, config.tasks)
     say(f"{root} is no FM_UIA folder: its images are asked {', '.join(t.id for t in chosen)}")

@@ -29,20 +29,36 @@ def open_folder(
     config: ConfigDict, workdir: pathlib.Path | None, *, require_labels: bool = True
 ) -> Folder:
     """Reads and checks data.root; all faults go to bad_rows.csv in a given workdir too."""
-    folder = read_folder(
-        *open_roots(config.data, cache_dir(config)),
-        tasks=config.tasks,
-        groups=config.data.groups.to_dict(),
-        flip_ok=config.data.flip_ok.to_dict(),
+    folder = read_roots(
+        config,
         require_labels=require_labels,
         on_bad_row=config.data.on_bad_row,
         faults_file=workdir / "bad_rows.csv" if workdir is not None else None,
-        cache_dir=cache_dir(config),
     )
     if folder.skipped and workdir is not None:
         count = f"{len(folder.skipped)} fault{'s' if len(folder.skipped) > 1 else ''}"
         say(f"{count} in {folder.place}, rows left out: see {workdir}/bad_rows.csv")
     return folder
+
+
+def read_roots(
+    config: ConfigDict,
+    *,
+    require_labels: bool,
+    on_bad_row: str,
+    faults_file: pathlib.Path | None,
+) -> Folder:
+    """The folder, or folders, or TFDS data set of data.root, as read_folder takes what is given."""
+    return read_folder(
+        *open_roots(config.data, cache_dir(config)),
+        tasks=config.tasks,
+        groups=config.data.groups.to_dict(),
+        flip_ok=config.data.flip_ok.to_dict(),
+        require_labels=require_labels,
+        on_bad_row=on_bad_row,
+        faults_file=faults_file,
+        cache_dir=cache_dir(config),
+    )
 
 
 def open_splits(config: ConfigDict, folder: Folder, workdir: pathlib.Path | None = None) -> Splits:
