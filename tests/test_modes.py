@@ -19,7 +19,7 @@ from usfm.errors import UserError
 from usfm.evaluation.evaluate import evaluate
 from usfm.evaluation.metrics import METRICS
 from usfm.evaluation.submission import read_submission
-from usfm.training import sharding
+from usfm.models.functional import path_name
 from usfm.training.checkpoint import Checkpoints
 
 # Two tasks of one type compile one program; each other type would cost one more.
@@ -178,7 +178,7 @@ def test_what_is_scored_is_what_the_newest_checkpoint_averaged(workdir):
 
     def scored(**fields):
         params = modes._trained(config_of(workdir, **fields), workdir).params
-        return {sharding.path_name(path): np.asarray(leaf)
+        return {path_name(path): np.asarray(leaf)
                 for path, leaf in jax.tree_util.tree_leaves_with_path(params)}  # fmt: skip
 
     averages, last = scored(), scored(**{"train.ema": 0.0})

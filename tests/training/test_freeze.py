@@ -7,10 +7,10 @@ import pytest
 
 from usfm import config as usfm_config
 from usfm.errors import UserError
+from usfm.models.functional import path_name
 from usfm.tasks import Task
 from usfm.training.freeze import frozen, hold, merge, split, trained
 from usfm.training.program import make_model
-from usfm.training.sharding import path_name
 
 LAYERS = {"encoder/blocks": (0, 1, 3), "encoder/moe_blocks": (2,)}
 PARAMS = {

@@ -13,6 +13,7 @@ import pytest
 from usfm import config as usfm_config
 from usfm.models import dinov3
 from usfm.models.dinov3 import Variant
+from usfm.models.functional import path_name
 from usfm.objectives import chain, multitask
 from usfm.objectives.routing import RouterLoss
 from usfm.tasks import TYPES, Task
@@ -82,7 +83,7 @@ def make_batch(step: int) -> dict[str, np.ndarray]:
 
 def named(tree: Any) -> dict[str, Any]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {sharding.path_name(path): leaf for path, leaf in leaves}
+    return {path_name(path): leaf for path, leaf in leaves}
 
 
 def perturbed(shapes: Any, dtype: str) -> Any:

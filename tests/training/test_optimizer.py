@@ -11,10 +11,10 @@ import pytest
 from usfm import checks
 from usfm import config as usfm_config
 from usfm.errors import UserError
+from usfm.models.functional import path_name
 from usfm.tasks import Task
 from usfm.training import optimizer
 from usfm.training.program import make_model
-from usfm.training.sharding import path_name
 
 
 def config(**fields):

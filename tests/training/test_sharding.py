@@ -13,6 +13,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from usfm import config as usfm_config
+from usfm.models.functional import path_name
 from usfm.models.lora import LoRA
 from usfm.models.m2dino import M2DINO
 from usfm.models.moe import Mixture
@@ -65,7 +66,7 @@ def make_batch(step: int) -> dict[str, np.ndarray]:
 def named(tree) -> dict[str, Any]:
     """The leaves of a tree by their paths."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {sharding.path_name(path): leaf for path, leaf in leaves}
+    return {path_name(path): leaf for path, leaf in leaves}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ import pytest
 from usfm import config as usfm_config
 from usfm.data.slots import slots_per_type
 from usfm.errors import UserError
+from usfm.models.functional import path_name
 from usfm.tasks import Task
 from usfm.training import sharding
 from usfm.training.checkpoint import Checkpoints, tasks_from_meta
@@ -40,7 +41,7 @@ def arrays_of(workdir):
 
 def named(tree):
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {sharding.path_name(path): np.asarray(leaf) for path, leaf in leaves}
+    return {path_name(path): np.asarray(leaf) for path, leaf in leaves}
 
 
 def test_the_run_itself_may_go_on_and_says_nothing(begun, capsys):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from usfm import config as usfm_config
+from usfm.models.functional import path_name
 from usfm.tasks import Task
 from usfm.training import sharding
 from usfm.training import step as step_module
@@ -42,7 +43,7 @@ def make_batch(step: int) -> dict[str, Any]:
 def named(tree) -> dict[str, np.ndarray]:
     """The leaves of a tree by their paths, on the host."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {sharding.path_name(path): np.array(leaf) for path, leaf in leaves}
+    return {path_name(path): np.array(leaf) for path, leaf in leaves}
 
 
 Take = Callable[[TrainState, Any], Any]  # a step of (state, batch)

@@ -14,7 +14,7 @@ from jax import export
 from usfm.data.augment import normalise
 from usfm.evaluation.files import write_atomically
 from usfm.evaluation.predict import OUTPUTS
-from usfm.models.functional import Params
+from usfm.models.functional import Params, path_name
 from usfm.models.m2dino import M2DINO
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -82,7 +82,7 @@ def _read_by(kind: str, params: Params) -> Params:
 def _by_name(params: Params) -> dict[str, jax.Array]:
     """The leaves of nested parameters by their path; `_nested` is the inverse."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    return {path_name(path): leaf for path, leaf in leaves}
 
 
 def _nested(by_name: Mapping[str, Any]) -> Params:

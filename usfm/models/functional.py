@@ -50,6 +50,11 @@ def stacked(make: Callable[[nnx.Rngs], nnx.Module], count: int, key: jax.Array) 
     return merge(structure(make), init_stacked(make, count, key))
 
 
+def path_name(path: tuple[Any, ...]) -> str:
+    """encoder/blocks/mlp/up/kernel for the path of a leaf."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
 class _Keys:
     """Draws the keys that nnx.Rngs(key) draws for parameters, and counts them in Python.
 

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from usfm.errors import UserError
+from usfm.models.functional import path_name
 from usfm.tasks import Task
-from usfm.training.sharding import path_name
 
 _Places = tuple[list[int], list[int]]
 

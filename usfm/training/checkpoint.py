@@ -16,8 +16,8 @@ from orbax.checkpoint import checkpoint_managers
 from usfm import processes
 from usfm.data.source import say
 from usfm.errors import UserError
+from usfm.models.functional import path_name
 from usfm.tasks import Task
-from usfm.training.sharding import path_name
 from usfm.training.state import TrainState
 
 # The file that orbax writes into every checkpoint.

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from usfm.errors import UserError
+from usfm.models.functional import path_name
 from usfm.training.names import Layers, by_layer, matches, virtual_names
-from usfm.training.sharding import path_name
 
 Params = Any
 # By the path of a leaf: whether it is frozen, or bool [L] where some of its layers are.

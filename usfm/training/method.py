@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from usfm.data.source import say
 from usfm.errors import UserError
+from usfm.models.functional import path_name
 from usfm.objectives import chain, engines
 from usfm.objectives.functions import Batch, Functions
 from usfm.objectives.gramian import Groups
@@ -15,7 +16,6 @@ from usfm.objectives.weighting import Weighting
 from usfm.tasks import Task
 from usfm.training.freeze import Params
 from usfm.training.names import Layers, by_layer, matches
-from usfm.training.sharding import path_name
 
 # Thirds of the encoder's blocks, what lies before them, and what comes after.
 RECORDED = ("embedding", "early", "middle", "late", "decoders")

@@ -9,8 +9,8 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from usfm.models.functional import path_name
 from usfm.training.names import Layers, by_layer, matches
-from usfm.training.sharding import path_name
 
 
 def schedule(config: ConfigDict, steps: int) -> optax.Schedule:

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from usfm import mesh as meshes
 from usfm.errors import UserError
+from usfm.models.functional import path_name
 
 SLOTS = P(meshes.SLOTS)  # the leading axis of every array of a batch
 # (regex over the parameter's path, spec), the first match wins; what matches none is sharded over
@@ -166,11 +167,6 @@ def brought(tree: Any, mesh: Mesh) -> Any:
     whole = jax.jit(lambda leaves: leaves, out_shardings=everywhere)(tree)
     local = jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), whole)
     return jax.device_put(local, shardings(local, mesh))
-
-
-def path_name(path: tuple[Any, ...]) -> str:
-    """encoder/blocks/mlp/up/kernel for the path of a leaf."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def table(params: Any, mesh: Mesh) -> str:
