@@ -13,6 +13,54 @@ from usfm.errors import UserError
 from usfm.tasks import TYPES
 from usfm.tasks.suggest import suggest
 
+# (field, least, greatest)
+RANGES: tuple[tuple[str, float, float], ...] = (
+    ("data.fraction", 1e-9, 1.0),
+    ("data.min_examples", 1, float("inf")),
+    ("data.workers", 0, float("inf")),
+    ("data.augment", 0.0, 1.0),
+    ("train.steps", 1, float("inf")),
+    ("train.seconds", 0.0, float("inf")),
+    ("train.slots", 1, float("inf")),
+    ("train.examples_per_slot", 1, float("inf")),
+    ("train.accumulate", 1, float("inf")),
+    ("train.seed", 0, 2**32 - 1),
+    ("train.log_every", 1, float("inf")),
+    ("train.class_balance", 0.0, 0.999999),
+    ("train.ema", 0.0, 1.0),
+    ("model.drop_path", 0.0, 0.99),
+    ("model.rope_rescale", 1.0, 100.0),
+    ("model.moe.experts", 0, float("inf")),
+    ("model.moe.balance_weight", 0.0, float("inf")),
+    ("model.moe.z_weight", 0.0, float("inf")),
+    ("model.lora.rank", 0, float("inf")),
+    ("optimizer.learning_rate", 1e-12, float("inf")),
+    ("optimizer.head_learning_rate", 0.0, float("inf")),
+    ("optimizer.layer_decay", 1e-3, 1.0),
+    ("optimizer.warmup", 0.0, 1.0),
+    ("optimizer.b2", 0.0, 0.999999),
+    ("multitask.gramian_ema", 0.0, 0.9999),
+    ("multitask.clip", 0.0, float("inf")),
+    ("multitask.at_once", 1, float("inf")),
+    ("multitask.record_every", 1, float("inf")),
+    ("multitask.options.cagrad.c", 0.0, 0.999999),
+    ("multitask.options.dwa.temperature", 1e-6, float("inf")),
+    ("multitask.options.dwa.window", 1, float("inf")),
+    ("multitask.options.fairgrad.alpha", 1e-3, float("inf")),
+    ("multitask.options.famo.learning_rate", 0.0, float("inf")),
+    ("multitask.options.famo.weight_decay", 0.0, float("inf")),
+    ("multitask.options.gradnorm.alpha", 0.0, float("inf")),
+    ("multitask.options.gradnorm.learning_rate", 0.0, float("inf")),
+    ("multitask.options.gradvac.beta", 0.0, 1.0),
+    ("multitask.options.imtl_l.learning_rate", 0.0, float("inf")),
+    ("multitask.options.uncertainty.learning_rate", 0.0, float("inf")),
+    ("checkpoint.every_steps", 1, float("inf")),
+    ("checkpoint.keep", 1, float("inf")),
+    ("checkpoint.keep_every", 0, float("inf")),
+    ("evaluate.batch_size", 1, float("inf")),
+    ("watch.hang_seconds", 0.0, float("inf")),
+)
+
 
 def begin(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Checks a config, also against what the workdir was begun with, and makes the workdir.
@@ -32,7 +80,6 @@ def check(config: ConfigDict) -> None:
         UserError: one line that names the field and what to write there.
     """
     # Here, so that the command line can be read without waiting for JAX.
-    from usfm.data.mixing import temperatures
     from usfm.models.dinov3 import VARIANTS
     from usfm.models.functional import REMAT
     from usfm.training.method import check as check_method
@@ -63,72 +110,14 @@ def check(config: ConfigDict) -> None:
         if value not in allowed:
             choices = ", ".join(str(choice) for choice in allowed)
             raise UserError(f"{field}={value!r} is not one of {choices}")
-    for field, low, high in (
-        ("data.fraction", 1e-9, 1.0),
-        ("data.min_examples", 1, float("inf")),
-        ("data.workers", 0, float("inf")),
-        ("data.augment", 0.0, 1.0),
-        ("train.steps", 1, float("inf")),
-        ("train.seconds", 0.0, float("inf")),
-        ("train.slots", 1, float("inf")),
-        ("train.examples_per_slot", 1, float("inf")),
-        ("train.accumulate", 1, float("inf")),
-        ("train.seed", 0, 2**32 - 1),
-        ("train.log_every", 1, float("inf")),
-        ("train.class_balance", 0.0, 0.999999),
-        ("train.ema", 0.0, 1.0),
-        ("model.drop_path", 0.0, 0.99),
-        ("model.rope_rescale", 1.0, 100.0),
-        ("model.moe.experts", 0, float("inf")),
-        ("model.moe.balance_weight", 0.0, float("inf")),
-        ("model.moe.z_weight", 0.0, float("inf")),
-        ("model.lora.rank", 0, float("inf")),
-        ("optimizer.learning_rate", 1e-12, float("inf")),
-        ("optimizer.head_learning_rate", 0.0, float("inf")),
-        ("optimizer.layer_decay", 1e-3, 1.0),
-        ("optimizer.warmup", 0.0, 1.0),
-        ("optimizer.b2", 0.0, 0.999999),
-        ("multitask.gramian_ema", 0.0, 0.9999),
-        ("multitask.clip", 0.0, float("inf")),
-        ("multitask.at_once", 1, float("inf")),
-        ("multitask.record_every", 1, float("inf")),
-        ("multitask.options.cagrad.c", 0.0, 0.999999),
-        ("multitask.options.dwa.temperature", 1e-6, float("inf")),
-        ("multitask.options.dwa.window", 1, float("inf")),
-        ("multitask.options.fairgrad.alpha", 1e-3, float("inf")),
-        ("multitask.options.famo.learning_rate", 0.0, float("inf")),
-        ("multitask.options.famo.weight_decay", 0.0, float("inf")),
-        ("multitask.options.gradnorm.alpha", 0.0, float("inf")),
-        ("multitask.options.gradnorm.learning_rate", 0.0, float("inf")),
-        ("multitask.options.gradvac.beta", 0.0, 1.0),
-        ("multitask.options.imtl_l.learning_rate", 0.0, float("inf")),
-        ("multitask.options.uncertainty.learning_rate", 0.0, float("inf")),
-        ("checkpoint.every_steps", 1, float("inf")),
-        ("checkpoint.keep", 1, float("inf")),
-        ("checkpoint.keep_every", 0, float("inf")),
-        ("evaluate.batch_size", 1, float("inf")),
-        ("watch.hang_seconds", 0.0, float("inf")),
-    ):
+    for field, low, high in RANGES:
         value = _value(config, field)
         if not low <= value <= high:
             raise UserError(f"{field}={value} is outside [{low:g}, {high:g}]")
     if not config.predict.scales or not all(0.25 <= s <= 4 for s in config.predict.scales):
         scales = tuple(config.predict.scales)
         raise UserError(f"predict.scales={scales}: give one number or more from 0.25 to 4")
-    for task_id, share in config.data.fractions.items():
-        if not 0 < share <= 1:
-            raise UserError(f"data.fractions.{task_id}={share} is outside (0, 1]")
-    for kind, strength in config.data.augment_by_type.items():
-        if kind not in TYPES:
-            raise UserError(
-                f"data.augment_by_type: there is no task type {kind!r}; {suggest(kind, TYPES)}"
-            )
-        if not isinstance(strength, int | float) or not 0 <= strength <= 1:
-            raise UserError(f"data.augment_by_type.{kind}={strength!r}: give a number from 0 to 1")
-    temperatures(config.data)
-    for task_id, weight in config.data.weights.items():
-        if not 0 < weight < float("inf"):
-            raise UserError(f"data.weights.{task_id}={weight}: give a number above 0")
+    _check_tasks(config.data)
     for kind, width in config.model.decoder_width.items():
         if width < 1 or (width > 64 and width % 64):
             raise UserError(
@@ -158,6 +147,26 @@ def check(config: ConfigDict) -> None:
     check_method(
         config.multitask, config.train.on_nonfinite == "skip_task", config.train.accumulate
     )
+
+
+def _check_tasks(data: ConfigDict) -> None:
+    """What is given by task, or by type of task."""
+    from usfm.data.mixing import temperatures
+
+    for task_id, share in data.fractions.items():
+        if not 0 < share <= 1:
+            raise UserError(f"data.fractions.{task_id}={share} is outside (0, 1]")
+    for kind, strength in data.augment_by_type.items():
+        if kind not in TYPES:
+            raise UserError(
+                f"data.augment_by_type: there is no task type {kind!r}; {suggest(kind, TYPES)}"
+            )
+        if not isinstance(strength, int | float) or not 0 <= strength <= 1:
+            raise UserError(f"data.augment_by_type.{kind}={strength!r}: give a number from 0 to 1")
+    temperatures(data)
+    for task_id, weight in data.weights.items():
+        if not 0 < weight < float("inf"):
+            raise UserError(f"data.weights.{task_id}={weight}: give a number above 0")
 
 
 def _value(config: ConfigDict, field: str) -> Any:
