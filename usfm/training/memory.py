@@ -66,11 +66,8 @@ def compile_step(
     Raises:
         UserError: the compiler found no room; it names what would help.
     """
-    size = (config.data.image_size, config.data.image_size)
-    shapes = layout(program.model.tasks, config.train.slots, config.train.examples_per_slot, size,
-                    config.data.channels)  # fmt: skip
     jitted = cast(jax.stages.Wrapped, step)
-    lowered = jitted.lower(program.abstract, sharding.abstract_batch(shapes, mesh), own)
+    lowered = jitted.lower(program.abstract, abstract_batch(program, config, mesh), own)
     try:
         return lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -81,6 +78,16 @@ def compile_step(
             f"a step does not fit: {str(error).splitlines()[0]}. What would help:\n"
             + remedies.of(config, program.model.tasks, mesh, room(mesh))
         ) from None
+
+
+def abstract_batch(
+    program: Program, config: ConfigDict, mesh: jax.sharding.Mesh
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes, types and shardings of a run's batches."""
+    size = (config.data.image_size, config.data.image_size)
+    shapes = layout(program.model.tasks, config.train.slots, config.train.examples_per_slot, size,
+                    config.data.channels)  # fmt: skip
+    return sharding.abstract_batch(shapes, mesh)
 
 
 def compile_steps(

@@ -28,7 +28,7 @@ from usfm.training.checkpoint import Checkpoints
 from usfm.training.freeze import frozen, trained
 from usfm.training.inputs import Inputs, inputs_of
 from usfm.training.logs import Log, NonFiniteError
-from usfm.training.memory import compile_steps
+from usfm.training.memory import abstract_batch, compile_steps
 from usfm.training.method import RECORDED, weighting_of
 from usfm.training.program import Program, make_program
 from usfm.training.record import Record
@@ -121,7 +121,7 @@ def train(
             start=start,
             steps=steps,
             every=config.train.log_every,
-            ideal_seconds=_ideal_seconds(program, inputs, own, mesh),
+            ideal_seconds=_ideal_seconds(program, config, own, mesh),
         )
         watch = Watch(config.watch, workdir, start)
         record = Record(
@@ -169,16 +169,14 @@ def train(
 
 
 def _ideal_seconds(
-    program: Program, inputs: Inputs, own: Own, mesh: jax.sharding.Mesh
+    program: Program, config: ConfigDict, own: Own, mesh: jax.sharding.Mesh
 ) -> float | None:
     """What a step would take at the devices' peak; None where that is not known."""
     rate = utilisation.peak(mesh.devices.flat[0].device_kind)
     if rate is None:
         return None
-    batch = inputs.batches[0]
-    assert batch is not None  # as in _with_steps
-    placed = sharding.place_batch(batch, mesh)
-    traced = jax.make_jaxpr(program.step)(program.abstract, placed, own)
+    batch = abstract_batch(program, config, mesh)
+    traced = jax.make_jaxpr(program.step)(program.abstract, batch, own)
     return utilisation.flops(traced) / (rate * mesh.size)
 
 
