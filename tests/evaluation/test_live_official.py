@@ -8,8 +8,7 @@ import pytest
 from tools.benchmarks import metrics as benchmark
 from tools.benchmarks.worker import started
 from usfm.data.folder import read_folder
-from usfm.evaluation.evaluate import evaluate
-from usfm.evaluation.submission import read_submission, write_submission
+from usfm.evaluation.submission import write_submission
 
 # Ours of each of the peer's names.
 OTHERS = {
@@ -28,15 +27,7 @@ def scored(phantoms, tmp_path):
     folder = read_folder(phantoms)
     answers = [pair for pair in benchmark.moved(folder) if pair[0].index != 3]
     write_submission(answers, folder, tmp_path)
-    asked = [row for of_task in folder.rows.values() for row in of_task]
-    ours = evaluate(
-        read_submission(folder, tmp_path, asked),
-        folder,
-        folder.rows,
-        trivial={},
-        part_of=lambda row: "all",
-        group_of=lambda row: row.content,
-    )
+    ours = benchmark.scored(folder, tmp_path)
     assert len(ours.report["missing"]) == len(folder.tasks)
     # Threads of a busy machine wait for each other.
     environment = os.environ | {"ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1"}

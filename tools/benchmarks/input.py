@@ -14,16 +14,13 @@ import os
 import pathlib
 import pickle
 import statistics
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 
+from tools.benchmarks.folders import opened
 from tools.benchmarks.timing import ROUNDS, Line, conditions
-from tools.benchmarks.worker import Worker, started
+from tools.benchmarks.worker import Worker, lacks, started
 from usfm.data.builder import open_store
-from usfm.data.folder import read_folder
-from usfm.data.phantoms import write_folder
 
 PEER = pathlib.Path(__file__).with_name("peer_albumentations.py")
 SIZE = 256  # pixels a side
@@ -38,11 +35,8 @@ def measure(data: str = "") -> Iterator[Line]:
         data: an FM_UIA folder; "" = phantoms are made.
     """
     with contextlib.ExitStack() as stack:
-        scratch = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        root = pathlib.Path(data) if data else scratch / "phantoms"
-        if not data:
-            write_folder(root, rows=PHANTOM_ROWS)
-        folder = read_folder(root, cache_dir=scratch)
+        folder, scratch = stack.enter_context(opened(data, PHANTOM_ROWS))
+        root = folder.roots[0]
         ours = {}
         for ending, channels in COLOURS.items():
             file = scratch / f"store{channels}"
@@ -68,10 +62,7 @@ def measure(data: str = "") -> Iterator[Line]:
 
 def _lacks(python: str) -> str:
     """Why the peer cannot run in a Python; "" where it can."""
-    tried = subprocess.run(
-        [python, "-c", "import albumentations, cv2"], capture_output=True, text=True, check=False
-    )
-    return tried.stderr.strip().rpartition("\n")[2]
+    return lacks(python, "albumentations, cv2")
 
 
 def _rates(turns: dict[str, tuple[Worker, str]]) -> dict[str, list[tuple[float, float]]]:

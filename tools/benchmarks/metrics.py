@@ -12,22 +12,20 @@ import functools
 import os
 import pathlib
 import statistics
-import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from tools.benchmarks import timing
+from tools.benchmarks import timing, worker
+from tools.benchmarks.folders import opened
 from tools.benchmarks.timing import Line
 from tools.benchmarks.worker import Worker, started
-from usfm.data.folder import Folder, Row, read_folder
+from usfm.data.folder import Folder, Row
 from usfm.data.parallel import cores
-from usfm.data.phantoms import write_folder
 from usfm.evaluation.classes import OF_CLASS, by_class
-from usfm.evaluation.evaluate import evaluate
+from usfm.evaluation.evaluate import Evaluation, evaluate
 from usfm.evaluation.metrics import score_row, summarise
 from usfm.evaluation.prediction import Answer, truth
 from usfm.evaluation.submission import read_submission, write_submission
@@ -46,11 +44,8 @@ def measure(data: str = "") -> Iterator[Line]:
         data: an FM_UIA folder; "" = phantoms are made.
     """
     with contextlib.ExitStack() as stack:
-        scratch = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        root = pathlib.Path(data) if data else scratch / "phantoms"
-        if not data:
-            write_folder(root, rows=PHANTOM_ROWS)
-        folder = read_folder(root, cache_dir=scratch)
+        folder, scratch = stack.enter_context(opened(data, PHANTOM_ROWS))
+        root = folder.roots[0]
         submission = scratch / "submission"
         write_submission(moved(folder), folder, submission)
         ours = _ours(folder, submission)
@@ -117,9 +112,7 @@ def lacks(python: str) -> str:
     """Why the peer cannot run in a Python; "" where it can."""
     if not python:
         return "PEER_PY names no Python"
-    packages = "import cv2, medpy, SimpleITK, sklearn"
-    tried = subprocess.run([python, "-c", packages], capture_output=True, text=True, check=False)
-    return tried.stderr.strip().rpartition("\n")[2]
+    return worker.lacks(python, "cv2, medpy, SimpleITK, sklearn")
 
 
 def moved(folder: Folder) -> Iterator[tuple[Row, Answer]]:
@@ -148,9 +141,7 @@ def _move(task: Task, true: Answer, generator: np.random.Generator) -> Answer:
 
 def _ours(folder: Folder, submission: pathlib.Path) -> dict[str, tuple[int, Callable[[], object]]]:
     """Number of rows and a function that scores them, by type, and of the whole ("files")."""
-    everything = [row for of_task in folder.rows.values() for row in of_task]
-    answers = {(r.task_id, r.key): a for r, a in read_submission(folder, submission, everything)}
-
+    answers = {(row.task_id, row.key): answer for row, answer in _read(folder, submission)}
     threads = cores()
 
     def score(rows_of: Mapping[Task, list[tuple]]) -> None:
@@ -173,17 +164,24 @@ def _ours(folder: Folder, submission: pathlib.Path) -> dict[str, tuple[int, Call
         for type_, rows_of in by_type.items()
     }
 
-    def score_files() -> None:
-        evaluate(
-            read_submission(folder, submission, everything),
-            folder,
-            folder.rows,
-            trivial={},
-            part_of=lambda row: "all",
-            group_of=lambda row: row.content,
-        )
+    return runs | {"files": (len(answers), lambda: scored(folder, submission))}
 
-    return runs | {"files": (len(everything), score_files)}
+
+def scored(folder: Folder, submission: pathlib.Path) -> Evaluation:
+    """All that evaluate says of a submission."""
+    return evaluate(
+        _read(folder, submission),
+        folder,
+        folder.rows,
+        trivial={},
+        part_of=lambda row: "all",
+        group_of=lambda row: row.content,
+    )
+
+
+def _read(folder: Folder, submission: pathlib.Path) -> Iterator[tuple[Row, Answer]]:
+    everything = [row for of_task in folder.rows.values() for row in of_task]
+    return read_submission(folder, submission, everything)
 
 
 def _alternating(

@@ -36,6 +36,14 @@ def started(*command: str, environment: Mapping[str, str] | None = None) -> Iter
         process.communicate()  # closes its input, at which it ends
 
 
+def lacks(python: str, packages: str) -> str:
+    """Why a Python cannot import some packages ("a, b"); "" where it can."""
+    tried = subprocess.run(
+        [python, "-c", f"import {packages}"], capture_output=True, text=True, check=False
+    )
+    return tried.stderr.strip().rpartition("\n")[2]
+
+
 def peer_python(packages: str) -> str:
     """The Python that has a peer: $PEER_PY."""
     python = os.environ.get("PEER_PY")
