@@ -1,4 +1,7 @@
+import json
 import math
+import os
+import subprocess
 
 import cv2
 import numpy as np
@@ -6,7 +9,23 @@ import pytest
 from scipy.ndimage import binary_erosion, distance_transform_edt
 from scipy.spatial import KDTree
 
+from tools.benchmarks import metrics as benchmark
 from usfm.evaluation.masks import NSD_TOLERANCE, compare
+
+# HD95 and the surface distances that NSD follows from are medpy's, HD is SimpleITK's.
+PEER = """
+import json, sys
+import numpy as np, SimpleITK
+from medpy.metric import binary
+between, found = getattr(binary, "__surface_distances"), []
+for a, b in np.load(sys.argv[1]):
+    far = SimpleITK.HausdorffDistanceImageFilter()
+    far.Execute(*(SimpleITK.GetImageFromArray(mask.astype(np.uint8)) for mask in (a, b)))
+    near = np.concatenate([between(a, b, None, 1), between(b, a, None, 1)])
+    within = np.mean(near <= float(sys.argv[2]))
+    found.append([binary.dc(a, b), far.GetHausdorffDistance(), binary.hd95(a, b), within])
+print(json.dumps(found))
+"""
 
 
 def brute(a, b):
@@ -72,6 +91,27 @@ def test_1000_random_pairs_agree_with_lists_of_pixels():
             assert scores[name] == pytest.approx(mean)
         seen.add((a.any(), a.all(), b.any(), b.all(), touching))
     assert len(seen) > 12  # empty, full and neither met each other
+
+
+def test_1000_random_pairs_agree_with_medpy_and_simpleitk(tmp_path):
+    python = os.environ.get("PEER_PY", "")
+    if why := benchmark.lacks(python):
+        pytest.skip(f"PEER_PY names no Python with SimpleITK and medpy: {why}")
+    generator = np.random.default_rng(1)
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
+    while len(pairs) < 1000:
+        a, b = (random_mask(generator, (27, 19)) for _ in range(2))
+        if generator.random() < 0.2:  # side by side, or one beside the same moved
+            b = np.roll(a, 3, 1) & ~a
+        if a.any() and b.any():  # of empty ones the two say nothing
+            pairs.append((a, b))
+    np.save(tmp_path / "pairs.npy", pairs)
+    command = [python, "-c", PEER, str(tmp_path / "pairs.npy"), str(NSD_TOLERANCE)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    for (a, b), expected in zip(pairs, json.loads(done.stdout), strict=True):
+        scores = compare(a.astype(np.uint8), b.astype(np.uint8), 2)
+        found = [scores[name] for name in ("dsc", "hd", "hd95", "nsd")]
+        assert found == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
 def test_distances_are_exact_at_full_size():

@@ -31,9 +31,9 @@ def draw(generator, classes):
     return labels, probs, probs.argmax(axis=1), weights
 
 
-def test_200_random_rankings_agree_with_sklearn():
+def test_1000_random_rankings_agree_with_sklearn():
     generator = np.random.default_rng(0)
-    for _ in range(200):
+    for _ in range(1000):
         labels, probs, predicted, weights = draw(generator, 2)
         true, sure = labels == 1, probs[:, 1]
         defined = len(set(labels[weights > 0])) == 2
@@ -46,9 +46,9 @@ def test_200_random_rankings_agree_with_sklearn():
         assert weighted.average_precision(sure, right, weights[None])[0] == close(ap * held)
 
 
-def test_200_random_tables_agree_with_sklearn():
+def test_1000_random_tables_agree_with_sklearn():
     generator = np.random.default_rng(1)
-    for case in range(200):
+    for case in range(1000):
         classes = 2 + case % 4
         labels, _, predicted, weights = draw(generator, classes)
         counts = weighted.confusion(labels, predicted, classes, weights[None])
