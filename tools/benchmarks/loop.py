@@ -78,6 +78,7 @@ def _case(name: str, case: Case, config: ConfigDict, scratch: pathlib.Path) -> I
     def bare() -> float:
         """Seconds of a step, of many on one batch."""
         state, _ = step(program.start(own.seed), batch, own)
+        jax.block_until_ready(state)
         began = time.perf_counter()
         for _ in range(case.steps):
             state, _ = step(state, batch, own)

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from usfm.models.conv import Conv3x3
+
 
 class DPT(nnx.Module):
     """Fuses taps [4, n, h, w, D] to features [n, scale * h, scale * w, features].
@@ -57,8 +59,8 @@ class ResidualConvUnit(nnx.Module):
     """x + conv(relu(conv(relu x))), 3x3."""
 
     def __init__(self, features: int, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.conv1 = nnx.Conv(features, features, (3, 3), dtype=dtype, rngs=rngs)
-        self.conv2 = nnx.Conv(features, features, (3, 3), dtype=dtype, rngs=rngs)
+        self.conv1 = Conv3x3(features, features, dtype, rngs)
+        self.conv2 = Conv3x3(features, features, dtype, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[n, h, w, features] to the same."""
