@@ -93,11 +93,15 @@ def _heads_of_all_slots(functions: Functions, params: Params, batch: Batch) -> C
                 return slot_loss(functions, own, kind, m, b)
 
             own = mesh.whole({part: {kind: params[part][kind]} for part in ("decoders", "heads")})
-            gradient = jax.vmap(jax.value_and_grad(loss, (0, 1), has_aux=True), (None, 0, 0))
+            gradient = jax.vmap(
+                jax.value_and_grad(loss, (0, 1), has_aux=True),
+                (None, 0, 0),
+                spmd_axis_name=mesh.SLOTS,
+            )
             of_kind = spread_slots(*functions.of_type((maps, dict(batch)), kind))
             (s, c), (g, cotangent) = jax.tree.map(
                 lambda a, count=functions.slots[kind]: a[:count],
-                _of_own_slots(gradient)(own, *of_kind),
+                gradient(own, *of_kind),
             )
             sums, counts, cotangents = [*sums, s], [*counts, c], [*cotangents, cotangent]
             decoders[kind], heads[kind] = g["decoders"][kind], g["heads"][kind]
@@ -240,19 +244,6 @@ def spread(stack: jax.Array) -> P:
 def everywhere(tree: Any) -> Any:
     """Small arrays as a whole on every device: what is made of them there needs no exchange."""
     return mesh.lie(tree, P())
-
-
-def _of_own_slots(gradient: Callable[..., Any]) -> Callable[..., Any]:
-    """(parameters, maps, batch) of slots spread over the mesh: each device sees to its own slots.
-
-    A slot's gradient of a convolution's kernel is a convolution in groups, one a slot, and XLA's
-    partitioner was seen to make a wrong one of it (jax 0.10.2, CPU).
-    """
-    if mesh.current() is None:
-        return gradient
-    slots = P(mesh.SLOTS)
-    # Without check_vma, which would sum the gradients of all devices.
-    return jax.shard_map(gradient, in_specs=(P(), slots, slots), out_specs=slots, check_vma=False)
 
 
 def _spread_all(tree: Any) -> Any:
