@@ -1,16 +1,24 @@
 """That a mesh of any sizes learns what one device learns, and what lies where on it."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from usfm import config as usfm_config
+from usfm import processes
 from usfm.models import dinov3
 from usfm.models.dinov3 import Variant
 from usfm.models.functional import path_name
@@ -22,6 +30,7 @@ from usfm.training.collectives import collectives
 from usfm.training.program import make_program
 from usfm.training.step import Own, functions_of
 
+ROOT = pathlib.Path(__file__).parents[2]
 TASKS = (
     Task("cls2", "classification", num_classes=2),
     Task("cls3", "classification", num_classes=3, flip_ok=False),
@@ -45,12 +54,18 @@ SHARDS = {  # of the two
 pytestmark = pytest.mark.xdist_group("meshes")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _small() -> Iterator[None]:
-    """A small encoder, of which all matrices are spread all the same."""
+@contextlib.contextmanager
+def small_encoder() -> Iterator[None]:
+    """An encoder of which all matrices are spread though they are small."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(dinov3.VARIANTS, "small", SMALL)
         patch.setattr(sharding, "MIN_SIZE", 2**10)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small() -> Iterator[None]:
+    with small_encoder():
         yield
 
 
@@ -118,7 +133,21 @@ def gradients(sizes: tuple[int, int, int]) -> Any:
                 functions, params, batch, weighting.init(2), key, weighting=weighting
             ).grads
 
+        mine = np.array_split(np.arange(8), jax.process_count())[jax.process_index()]
+        batch = {name: array[mine] for name, array in batch.items()}
         return gradient(params, sharding.place_batch(batch, mesh))
+
+
+def write_gradients(coordinator: str, process: int, file: str) -> None:
+    """What one of two processes does, of a device each: both compute, the first writes."""
+    processes.start(coordinator, 2, process)
+    with small_encoder():
+        found = named(gradients((1, 2, 1)))
+    assert {shard.data.shape for shard in found[UP].addressable_shards} == {(3, 64, 64)}
+    with jax.enable_x64(True):
+        found = multihost_utils.process_allgather(found, tiled=True)
+    if processes.is_first():
+        np.savez(file, **found)
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +160,33 @@ def test_gradients_are_those_of_one_device_to_ten_digits(exact, sizes):
     found = named(gradients(sizes))
     for name, shape in zip((UP, EXPERTS), SHARDS[sizes], strict=True):
         assert {shard.data.shape for shard in found[name].addressable_shards} == {shape}
+    assert_exact(found, exact)
+
+
+def test_gradients_of_two_processes_are_those_of_one_to_ten_digits(exact, tmp_path):
+    file = tmp_path / "gradients.npz"
+    code = "from tests.training import test_meshes; test_meshes.write_gradients(*{})"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code.format((address, number, str(file)))],
+            env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"},
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in (0, 1)
+    ]
+    errors = [process.communicate(timeout=600)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], "".join(errors)
+    with np.load(file) as found:
+        assert_exact(found, exact)
+
+
+def assert_exact(found: Mapping[str, Any], exact: dict[str, np.ndarray]) -> None:
+    assert sorted(found) == sorted(exact)
     for name, theirs in exact.items():
         assert found[name].dtype == np.float64
         difference = np.linalg.norm(np.asarray(found[name]) - theirs)

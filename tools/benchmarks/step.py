@@ -1,4 +1,4 @@
-"""benchmark step: the whole compiled step, by how task gradients are combined."""
+"""benchmark step: the whole compiled step, by how task gradients are made."""
 
 import statistics
 from collections.abc import Callable, Iterator, Mapping
@@ -21,15 +21,15 @@ STEPS = 5  # of a round
 
 
 def measure() -> Iterator[Line]:
-    """The whole compiled step, by how task gradients are combined; then the loop around it."""
+    """The whole compiled step, by how task gradients are made; then the loop around it."""
     config = usfm_config.debug(usfm_config.base())
     tasks = tuple(PHANTOMS[id].task for id in sorted(PHANTOMS))
     mesh = sharding.make_mesh(config.mesh)
     batch = sharding.place_batch(_random_batch(config, tasks), mesh)
-    plain, pcgrad = "step/tiny/plain", "step/tiny/stack/pcgrad"
-    rounds = {
-        plain: _stepper(config, "sum", tasks, mesh, batch),
-        pcgrad: _stepper(config, "pcgrad", tasks, mesh, batch),
+    plain = "step/tiny/plain"
+    rounds = {plain: _stepper(config, "sum", "plain", tasks, mesh, batch)} | {
+        f"step/tiny/{engine}/pcgrad": _stepper(config, "pcgrad", engine, tasks, mesh, batch)
+        for engine in ("stack", "stack_map")
     }
     seconds = alternating(rounds)
     images = batch["valid"].size
@@ -56,13 +56,14 @@ def measure() -> Iterator[Line]:
 def _stepper(
     config: ConfigDict,
     method: str,
+    engine: str,
     tasks: tuple[Task, ...],
     mesh: jax.sharding.Mesh,
     batch: Mapping[str, jax.Array],
 ) -> Callable[[], None]:
     """A function that makes STEPS training steps and waits for them."""
     config = config.copy_and_resolve_references()
-    config.multitask.method = method
+    config.multitask.method, config.multitask.engine = method, engine
     slots = slots_per_type(tasks, None, config.train.slots)
     program = make_program(config, tasks, slots, mesh)
     own = Own(np.uint32(config.train.seed))
