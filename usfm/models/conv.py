@@ -1,10 +1,9 @@
 """3 x 3 convolutions whose kernels' gradients are matrix products.
 
-The gradient of a kernel by task is, written as a convolution, one in groups, one a task. XLA's CPU
-backend has no fast code for it: three times a plain backward pass under `vmap`, twenty to sixty
-times inside a loop (docs/benchmarks.md), and its partitioner was seen to make a wrong one on a mesh
-(jax 0.10.2). As a product of the shifted inputs and the outputs' cotangents it costs what the plain
-gradient does, everywhere.
+A kernel's gradients by task, written as convolutions, are one in groups. XLA's CPU backend has no
+fast code for it (two to three plain gradients under `vmap`, up to forty in a loop:
+docs/benchmarks.md), and its partitioner was seen to make a wrong one on a mesh (jax 0.10.2). As
+products of the shifted inputs and the outputs' cotangents they cost what a plain gradient does.
 """
 
 import jax
