@@ -1,5 +1,6 @@
 import functools
 import json
+import shutil
 import signal
 from typing import Any
 
@@ -154,6 +155,26 @@ def test_the_best_checkpoint_is_kept_and_its_score_logged(make_config, tmp_path)
     assert logged == {3: 5.0, 6: 2.0, 9: None}
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert (checkpoints.best(), checkpoints.steps()) == (6, [6, 9])
+
+
+def test_a_workdir_that_is_deleted_holds_a_usable_run_in_the_end(make_config, tmp_path):
+    config, workdir = make_config(), tmp_path / "run"
+    deleted = []
+
+    def delete(params):  # asked at each checkpoint, before anything is saved
+        if not deleted:
+            shutil.rmtree(workdir)
+            deleted.append(True)
+        return 0.5
+
+    start(config, workdir, score=delete)
+    assert deleted
+    written = json.dumps(usfm_config.to_dict(usfm_config.read(workdir / "config.json")))
+    assert written == json.dumps(usfm_config.to_dict(config))
+    assert lines_of(workdir)[-1]["step"] == config.train.steps
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        assert checkpoints.latest() == config.train.steps
+        assert checkpoints.arrays(config.train.steps)
 
 
 def test_slots_that_the_devices_cannot_share_are_refused(make_config, tmp_path, monkeypatch):

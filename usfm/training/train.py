@@ -162,6 +162,9 @@ def train(
                 if told:
                     say(f"{told}: step {done} is saved; run the same command again to go on")
                     raise SystemExit(EXIT_TERMINATED)
+    if processes.is_first() and not (workdir / "config.json").exists():
+        # The workdir was deleted meanwhile: what is saved since is of no use without its config.
+        usfm_config.write(config, workdir / "config.json")
     if lost := [text for text in (log.unsaved(), record.unsaved()) if text]:
         raise UserError(f"not all is saved: {'; '.join(lost)}; the model is")
     say(inputs.drawn(steps, config.train.examples_per_slot))
