@@ -7,6 +7,7 @@ import os
 import pathlib
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -153,6 +154,18 @@ def phantoms(session_dir) -> pathlib.Path:
 def _programs(session_dir):
     """What one test compiled, another of this session need not."""
     jax.config.update("jax_compilation_cache_dir", str(session_dir / "programs"))
+
+
+@pytest.fixture(scope="session")
+def free_address() -> Callable[[], str]:
+    """Gives a HOST:PORT of this machine that nobody listens on."""
+
+    def find() -> str:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            return f"127.0.0.1:{free.getsockname()[1]}"
+
+    return find
 
 
 @pytest.fixture

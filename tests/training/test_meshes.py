@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -163,12 +162,10 @@ def test_gradients_are_those_of_one_device_to_ten_digits(exact, sizes):
     assert_exact(found, exact)
 
 
-def test_gradients_of_two_processes_are_those_of_one_to_ten_digits(exact, tmp_path):
+def test_gradients_of_two_processes_are_those_of_one_to_ten_digits(exact, free_address, tmp_path):
     file = tmp_path / "gradients.npz"
     code = "from tests.training import test_meshes; test_meshes.write_gradients(*{})"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = free_address()
     started = [
         subprocess.Popen(
             [sys.executable, "-c", code.format((address, number, str(file)))],

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import socket
 import subprocess
 
 import jax
@@ -24,7 +23,7 @@ pytestmark = pytest.mark.xdist_group("two_processes")
 
 
 @pytest.fixture(scope="module")
-def two(run, session_dir):
+def two(run, session_dir, free_address):
     """The workdir of a run of two processes, what each printed, and where they built the store."""
     workdir = session_dir / "two"
     splits = session_dir / "two_splits.csv"
@@ -35,9 +34,6 @@ def two(run, session_dir):
         for task, count in SCORED.items():
             for place, row in enumerate(folder.rows[task]):
                 writer.writerow((task, row.image_path, "val" if place < count else "train"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     flags = [
         f"--config.tasks={','.join(SCORED)}",
         f"--config.data.splits_file={splits}",
@@ -50,7 +46,7 @@ def two(run, session_dir):
         "--config.multitask.engine=auto",
         "--config.multitask.gramian_ema=0.0",
         "--config.multitask.record=False",
-        f"--coordinator=127.0.0.1:{port}",
+        f"--coordinator={free_address()}",
         "--processes=2",
     ]
     both: list[subprocess.Popen[str]] = [
