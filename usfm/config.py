@@ -308,8 +308,9 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def write(config: ConfigDict, path: pathlib.Path) -> None:
-    """Writes a config as JSON, whole or not at all."""
+    """Writes a config as JSON, whole or not at all; its folder is made where it is gone."""
     path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(to_dict(config), indent=2) + "\n")
     temporary.replace(path)

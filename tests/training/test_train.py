@@ -26,6 +26,7 @@ from usfm.training import inputs, sharding
 from usfm.training import train as train_module
 from usfm.training.checkpoint import Checkpoints, tasks_to_meta
 from usfm.training.logs import Log, NonFiniteError
+from usfm.training.program import make_program
 from usfm.training.state import TrainState
 from usfm.training.train import EXIT_TERMINATED, train
 
@@ -157,17 +158,27 @@ def test_the_best_checkpoint_is_kept_and_its_score_logged(make_config, tmp_path)
         assert (checkpoints.best(), checkpoints.steps()) == (6, [6, 9])
 
 
-def test_a_workdir_that_is_deleted_holds_a_usable_run_in_the_end(make_config, tmp_path):
+@pytest.mark.parametrize("when", ["compiling", "checkpoint"])
+def test_a_workdir_that_is_deleted_holds_a_usable_run_in_the_end(make_config, tmp_path, when):
     config, workdir = make_config(), tmp_path / "run"
     deleted = []
 
-    def delete(params):  # asked at each checkpoint, before anything is saved
+    def delete():
         if not deleted:
             shutil.rmtree(workdir)
             deleted.append(True)
+
+    def program_of(*of):
+        if when == "compiling":
+            delete()
+        return make_program(*of)
+
+    def score(params):  # asked at each checkpoint, before anything is saved
+        if when == "checkpoint":
+            delete()
         return 0.5
 
-    start(config, workdir, score=delete)
+    start(config, workdir, program_of=program_of, score=score)
     assert deleted
     written = json.dumps(usfm_config.to_dict(usfm_config.read(workdir / "config.json")))
     assert written == json.dumps(usfm_config.to_dict(config))

@@ -18,6 +18,7 @@ from usfm.data.source import say
 from usfm.errors import UserError
 from usfm.models.functional import path_name
 from usfm.tasks import Task
+from usfm.training.room import hindrance
 from usfm.training.state import TrainState
 
 # The file that orbax writes into every checkpoint.
@@ -27,6 +28,10 @@ TRIES, PAUSE = 4, 2.0
 
 
 _write_failed = False
+
+
+class _HinderedError(OSError):
+    """What all processes know to speak against a write."""
 
 
 def write_failed() -> bool:
@@ -151,7 +156,8 @@ class Checkpoints:
 
         Raises:
             UserError: the last state cannot be written. A run of several processes ends at once
-                with what went wrong: they do not all know of it.
+                with what went wrong when a write fails that nothing spoke against: they do not all
+                know of it.
         """
         self._settle()
         self._begin(step, state, meta, score)
@@ -191,11 +197,23 @@ class Checkpoints:
         )
         self._writing = step
         try:
+            if jax.process_count() > 1:
+                self._agree(sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
             if self._closed:
                 self._manager, self._closed = self._open(), False
             self._manager.save(step, args=items, metrics=metrics, force=True)
         except Exception as error:
             self._failed(step, error)
+
+    def _agree(self, size: int) -> None:
+        """Raises in every process what hinders any of them: a failure in orbax is of one alone."""
+        gone = not self._directory.exists()
+        answers = processes.gather((gone, hindrance(self._directory, size)))
+        if any(gone for gone, _ in answers):
+            self._close()  # which knows of checkpoints that are no more
+        for number, (_, text) in enumerate(answers):
+            if text:
+                raise _HinderedError(f"process {number}: {text}")
 
     def _settle(self) -> None:
         """Waits for the write under way, if any; what goes wrong with it is said."""
@@ -212,7 +230,8 @@ class Checkpoints:
             self._failure = None
 
     def _failed(self, step: int, error: Exception) -> None:
-        if jax.process_count() > 1:
+        agreed = isinstance(error, _HinderedError)
+        if jax.process_count() > 1 and not agreed:
             raise error
         if self._failure is None:
             say(
@@ -220,11 +239,14 @@ class Checkpoints:
                 "goes on, and every next one is tried"
             )
         global _write_failed
-        _write_failed = True
+        _write_failed |= not agreed
         self._failure, self._writing = (step, error), None
-        # orbax goes on as if what failed were there.
-        with contextlib.suppress(Exception):
-            self._manager.close()
+        self._close()  # orbax goes on as if what failed were there
+
+    def _close(self) -> None:
+        if not self._closed:
+            with contextlib.suppress(Exception):
+                self._manager.close()
         self._closed = True
 
     def meta(self, step: int) -> dict[str, Any]:
@@ -328,6 +350,8 @@ def _as_dict(state: TrainState) -> dict[str, Any]:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, _HinderedError):
+        return str(error)
     if "No space left" in str(error):
         return "no space left on the disk"
     return f"{type(error).__name__}: {error}".splitlines()[0]
