@@ -107,9 +107,16 @@ def test_a_value_that_cannot_be_is_refused_by_its_field(field, value, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_choice_of_more_experts_than_there_are_is_refused():
-    with pytest.raises(UserError, match=r"model\.moe\.top_k=3: give 0 \(all experts\) to 2"):
-        checks.check(make(**{"model.moe.experts": 2, "model.moe.top_k": 3}))
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("top_k", 3, r"model\.moe\.top_k=3 must be between 0 \(dense\) and model\.moe\.experts=2"),
+        ("capacity", 0.0, r"model\.moe\.capacity=0\.0 must be above 0"),
+    ],
+)
+def test_a_mixture_that_cannot_be_is_refused(field, value, message):
+    with pytest.raises(UserError, match=message):
+        checks.check(make(**{"model.moe.experts": 2, f"model.moe.{field}": value}))
 
 
 def test_an_engine_that_cannot_serve_the_method_is_refused():

@@ -39,7 +39,7 @@ def read_run(workdir: pathlib.Path) -> tuple[Variant, Params, float | None]:
         step = checkpoints.latest()
         if step is None:
             raise UserError(f"{workdir} holds no checkpoint yet: train for longer")
-        arrays = checkpoints.arrays(step)
+        arrays = checkpoints.arrays(step, "params", "ema")
     # Averages are of what is trained: whatever is frozen is among the parameters alone.
     encoder = {
         name.removeprefix(root): array

@@ -175,6 +175,7 @@ def _value(config: ConfigDict, field: str) -> Any:
 
 def _check_moe(model: ConfigDict) -> None:
     from usfm.models.dinov3 import VARIANTS
+    from usfm.models.moe import Mixture
 
     layers, depth = list(model.moe.layers), VARIANTS[model.variant].layers
     if layers != sorted(set(layers)) or not all(0 <= layer < depth for layer in layers):
@@ -182,11 +183,8 @@ def _check_moe(model: ConfigDict) -> None:
             f"model.moe.layers={tuple(layers)}: give rising numbers from 0 to {depth - 1}, the "
             f"layers of {model.variant}"
         )
-    if model.moe.experts and not 0 <= model.moe.top_k <= model.moe.experts:
-        raise UserError(
-            f"model.moe.top_k={model.moe.top_k}: give 0 (all experts) to {model.moe.experts}, "
-            "the number of model.moe.experts"
-        )
+    if model.moe.experts:  # it refuses what it cannot be
+        Mixture(model.moe.experts, tuple(layers), model.moe.top_k, model.moe.capacity)
 
 
 def _check_checkpoint(checkpoint: ConfigDict) -> None:

@@ -111,6 +111,9 @@ def test_arrays_are_those_of_the_state_by_their_paths(saved):
         assert found.dtype == array.dtype
         np.testing.assert_array_equal(found, np.asarray(array))
     assert arrays["step"] == 3
+    with Checkpoints(saved) as checkpoints:
+        some = checkpoints.arrays(3, "params", "ema")
+    assert some.keys() == {name for name in arrays if name.startswith(("params/", "ema/"))}
 
 
 def test_a_state_may_be_donated_once_save_returns(tmp_path):

@@ -280,12 +280,18 @@ class Checkpoints:
         args = ocp.args.PyTreeRestore(abstract, restore_args=args, partial_restore=True)
         return self._read(step, state=args)["state"]
 
-    def arrays(self, step: int) -> dict[str, np.ndarray]:
-        """Every array of a step by its path, on the host, whatever mesh it was saved from."""
-        on_host = jax.tree.map(
-            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), self._shapes(step)
-        )
-        tree = self._read(step, state=ocp.args.PyTreeRestore(restore_args=on_host))["state"]
+    def arrays(self, step: int, *fields: str) -> dict[str, np.ndarray]:
+        """Arrays of a step by their paths, on the host, whatever mesh they were saved from.
+
+        Args:
+            step: whose.
+            *fields: of the state, to be read alone; none given = all.
+        """
+        shapes = self._shapes(step)
+        wanted = {name: shapes[name] for name in fields or shapes if name in shapes}
+        on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+        args = ocp.args.PyTreeRestore(wanted, restore_args=on_host, partial_restore=True)
+        tree = self._read(step, state=args)["state"]
         leaves = jax.tree_util.tree_leaves_with_path(tree)
         return {path_name(path): np.asarray(leaf) for path, leaf in leaves}
 
