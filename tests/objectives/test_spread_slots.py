@@ -71,13 +71,23 @@ def answered(sizes: tuple[int, int, int], method: str, **settings: Any) -> Any:
         return jax.device_get(run(placed, sharding.place_batch(batch, mesh)))
 
 
+STACK, STACK_MAP = {"engine": "stack"}, {"engine": "stack_map", "at_once": 2}
+
+
 @pytest.mark.parametrize(
-    ("method", "settings"),
-    [("sum", {}), ("sum", {"parts": 2}), ("pcgrad", {"engine": "stack"})],
+    ("sizes", "method", "settings"),
+    [
+        ((2, 4, 1), "sum", {}),
+        ((2, 4, 1), "sum", {"parts": 2}),
+        ((2, 4, 1), "pcgrad", STACK),
+        ((8, 1, 1), "pcgrad", STACK),
+        ((1, 8, 1), "pcgrad", STACK),
+        ((1, 8, 1), "pcgrad", STACK_MAP),
+    ],
     ids=str,
 )
-def test_uneven_slots_give_what_they_give_on_one_device(monkeypatch, method, settings):
+def test_uneven_slots_give_what_they_give_on_one_device(monkeypatch, sizes, method, settings):
     monkeypatch.setattr(sharding, "MIN_SIZE", 16)
-    whole, spread = (answered(sizes, method, **settings) for sizes in ((1, 1, 1), (2, 4, 1)))
+    whole, spread = (answered(of, method, **settings) for of in ((1, 1, 1), sizes))
     for ours, theirs in zip(jax.tree.leaves(spread), jax.tree.leaves(whole), strict=True):
         assert np.linalg.norm(ours - theirs) <= 1e-10 * np.linalg.norm(theirs)
