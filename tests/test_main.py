@@ -90,6 +90,7 @@ def test_a_wrong_flag_is_answered_by_the_right_one(argument, told, tmp_path):
     ("arguments", "told"),
     [
         ([CONFIG], "--workdir=DIR is missing; see --help"),
+        ([CONFIG, "--workdir=gs://a/b"], "gs://a/b is not a folder of a file system, which a work"),
         (["--workdir=runs/x"], "--config=configs/NAME.py is missing; see --help"),
         (
             ["--workdir=runs/x", "--mode=compare", "--compare=runs/a"],

@@ -25,7 +25,7 @@ from usfm.errors import UserError
 from usfm.models import weights
 from usfm.models.dinov3 import VARIANTS, Variant
 from usfm.models.functional import Params
-from usfm.training.checkpoint import Checkpoints
+from usfm.training.checkpoint import Checkpoints, directory_of
 
 
 def read_run(workdir: pathlib.Path) -> tuple[Variant, Params, float | None]:
@@ -34,8 +34,8 @@ def read_run(workdir: pathlib.Path) -> tuple[Variant, Params, float | None]:
     Raises:
         UserError: the workdir holds no run, or no checkpoint yet.
     """
-    fields = usfm_config.flat(usfm_config.to_dict(usfm_config.of_run(workdir, {})))
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
+    config = usfm_config.of_run(workdir, {})
+    with Checkpoints(directory_of(config, workdir)) as checkpoints:
         step = checkpoints.latest()
         if step is None:
             raise UserError(f"{workdir} holds no checkpoint yet: train for longer")
@@ -48,7 +48,7 @@ def read_run(workdir: pathlib.Path) -> tuple[Variant, Params, float | None]:
         if name.startswith(root)
     }
     params = traverse_util.unflatten_dict(encoder, sep="/")
-    return VARIANTS[fields["model.variant"]], params, fields.get("model.lora.alpha")
+    return VARIANTS[config.model.variant], params, config.model.lora.alpha
 
 
 def convert(source: pathlib.Path, target: pathlib.Path) -> str:
@@ -62,7 +62,7 @@ def convert(source: pathlib.Path, target: pathlib.Path) -> str:
         if path.exists():
             raise UserError(f"{path} exists: name another OUT, or remove it")
     alpha = None
-    if (source / "checkpoints").is_dir():
+    if usfm_config.holds_run(source):
         variant, params, alpha = read_run(source)
     else:
         variant, params = weights.read(source)

@@ -22,9 +22,11 @@ os.environ["JAX_PLATFORMS"] = "cpu"  # the accelerator may be training this very
 
 import numpy as np
 from absl import logging
+from etils import epath
 
+from usfm import config as usfm_config
 from usfm.errors import UserError
-from usfm.training.checkpoint import Checkpoints
+from usfm.training.checkpoint import Checkpoints, directory_of
 
 
 def digest(arrays: Mapping[str, np.ndarray]) -> str:
@@ -43,7 +45,9 @@ def inspect(workdir: pathlib.Path, step: int | None = None) -> dict[str, Any]:
     Raises:
         UserError: there is no checkpoint, or not of that step.
     """
-    directory = workdir / "checkpoints"
+    directory = epath.Path(workdir / "checkpoints")
+    if usfm_config.holds_run(workdir):
+        directory = directory_of(usfm_config.of_run(workdir, {}), workdir)
     if not directory.is_dir():
         raise UserError(f"{workdir} holds no checkpoints/: give the --workdir of a run")
     with Checkpoints(directory) as checkpoints:

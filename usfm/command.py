@@ -33,6 +33,20 @@ def given(flag: flags.FlagHolder[Any]) -> Any:
     return flag.value
 
 
+def folder(path: str) -> pathlib.Path:
+    """The workdir that the command line names.
+
+    Raises:
+        UserError: it is an address, which would be taken for a folder of that name.
+    """
+    if "://" in path:
+        raise UserError(
+            f"{path} is not a folder of a file system, which a workdir must be; its checkpoints "
+            "alone may lie there: --config.checkpoint.directory"
+        )
+    return pathlib.Path(path).expanduser()
+
+
 def parse(argv: list[str]) -> list[str]:
     """Parses the command line: as absl does, but for what it says of mistakes."""
     try:

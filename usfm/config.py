@@ -167,6 +167,8 @@ def base() -> ConfigDict:
     config.watch.on_hang = "tell"  # or 'exit': end with code 75 then, to be started again
 
     config.checkpoint = ConfigDict()
+    # Where checkpoints lie, such as gs://BUCKET/RUN; "" = WORKDIR/checkpoints.
+    config.checkpoint.directory = ""
     config.checkpoint.every_steps = 1000
     config.checkpoint.keep = 2  # of the newest
     config.checkpoint.keep_every = 0  # steps: their multiples are kept for good; 0 = none
@@ -293,6 +295,12 @@ def of_run(workdir: pathlib.Path, changed: dict[str, Any]) -> ConfigDict:
         )
     config.update_from_flattened_dict(changed)
     return config
+
+
+def holds_run(directory: pathlib.Path) -> bool:
+    """Whether a folder is the workdir of a run; published encoders have a config.json too."""
+    path = directory / "config.json"
+    return path.is_file() and "checkpoint" in json.loads(path.read_text())
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

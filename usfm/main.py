@@ -19,7 +19,6 @@ python tools/print_config.py configs/NAME.py prints every field that --config.FI
 # --version must not wait for JAX.
 
 import os
-import pathlib
 import sys
 import traceback
 
@@ -60,7 +59,7 @@ def main() -> None:
         return
     begins = _MODE.value in ("train", "study")
     config = command.given(_CONFIG) if begins else _CONFIG.value
-    workdir = pathlib.Path(command.given(_WORKDIR)).expanduser()
+    workdir = command.folder(command.given(_WORKDIR))
     compares = _MODE.value == "compare"
     if compares != bool(_COMPARE.value) or len(_COMPARE.value) == 1:
         raise UserError("--mode=compare and --compare=RUN_A,RUN_B (two or more) go together")
@@ -79,7 +78,7 @@ def main() -> None:
             "--process"
         )
     if compares:
-        modes.run_compare([pathlib.Path(run).expanduser() for run in _COMPARE.value], workdir)
+        modes.run_compare([command.folder(run) for run in _COMPARE.value], workdir)
         return
     with processes.only_first_speaks():
         if not begins:

@@ -16,7 +16,7 @@ from usfm.models.functional import Params
 from usfm.models.m2dino import M2DINO
 from usfm.tasks.suggest import suggest
 from usfm.training import sharding
-from usfm.training.checkpoint import Checkpoints, tasks_from_meta
+from usfm.training.checkpoint import Checkpoints, directory_of, tasks_from_meta
 from usfm.training.program import make_model
 from usfm.training.state import evaluated_params, evaluated_parts
 
@@ -54,7 +54,8 @@ def restore(
     Raises:
         UserError: there is no such checkpoint, or it is damaged.
     """
-    with Checkpoints(workdir / CHECKPOINTS) as checkpoints:
+    directory = directory_of(config, workdir)
+    with Checkpoints(directory) as checkpoints:
         steps = checkpoints.steps()
         if not steps:
             raise UserError(f"{workdir} holds no checkpoint: train first, or give its --workdir")
@@ -64,7 +65,7 @@ def restore(
             )
         if step not in steps:
             kept = ", ".join(map(str, steps))
-            raise UserError(f"{workdir}/{CHECKPOINTS} has no step {step}; kept are: {kept}")
+            raise UserError(f"{directory} has no step {step}; kept are: {kept}")
         model = make_model(config, tasks_from_meta(checkpoints.meta(step)))
         placed = sharding.abstract(lambda: model.init(jax.random.key(0)), mesh)
         parts = evaluated_parts(placed, config, model.layers)

@@ -12,6 +12,7 @@ from usfm.errors import UserError
 from usfm.study import cells
 from usfm.study.cells import Arm, Cell
 from usfm.study.plan import as_text, config_of, describe, partitions, plan
+from usfm.study.run import prepare
 
 
 @pytest.fixture
@@ -21,6 +22,12 @@ def config():
     config.data.val_fraction = 0.0
     config.study.update(fractions=(0.5, 1.0), seeds=(0, 1))
     return config
+
+
+def test_checkpoints_of_a_study_lie_in_its_workdir(config, tmp_path):
+    config.checkpoint.directory = "gs://bucket/study"
+    with pytest.raises(UserError, match=r"checkpoint\.directory=gs://bucket/study: the runs of a"):
+        prepare(config, tmp_path)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 import dataclasses
 import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -242,6 +243,17 @@ def test_the_last_state_is_tried_again_and_again(tmp_path, monkeypatch, gone_aft
             assert tries == [checkpoint.PAUSE] * (checkpoint.TRIES - 1)
             path.unlink()
             checkpoints.save(5, make_state(5, mesh(1, 1)), META)
+
+
+def test_an_object_store_that_nothing_here_can_reach_is_not_taken_for_a_folder(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("gcsfs", "google.cloud.storage"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError, match=r"gs://bucket/run cannot be opened: .*usfm\[gcs\]"):
+        Checkpoints("gs://bucket/run", keep=1)
+    assert not any(tmp_path.iterdir())
 
 
 def test_what_killed_processes_left_is_no_checkpoint_and_does_not_stay(saved):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
+from tools import inspect_checkpoint
 from usfm import config as usfm_config
 from usfm.data.builder import open_store
 from usfm.data.folder import read_folder
@@ -21,12 +22,14 @@ from usfm.models import weights
 from usfm.models.dinov3 import VARIANTS, DINOv3, Variant
 from usfm.models.functional import init
 from usfm.objectives import losses
+from usfm.restored import restore
 from usfm.tasks import Task
 from usfm.training import inputs, sharding
 from usfm.training import train as train_module
 from usfm.training.checkpoint import Checkpoints, tasks_to_meta
 from usfm.training.logs import Log, NonFiniteError
 from usfm.training.program import make_program
+from usfm.training.start import source_of
 from usfm.training.state import TrainState
 from usfm.training.train import EXIT_TERMINATED, train
 
@@ -156,6 +159,27 @@ def test_the_best_checkpoint_is_kept_and_its_score_logged(make_config, tmp_path)
     assert logged == {3: 5.0, 6: 2.0, 9: None}
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert (checkpoints.best(), checkpoints.steps()) == (6, [6, 9])
+
+
+def test_checkpoints_may_lie_elsewhere(make_config, tmp_path, capsys):
+    workdir, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    config = make_config(**{"train.steps": 3, "checkpoint.directory": str(elsewhere)})
+    start(config, workdir)
+    assert not (workdir / "checkpoints").exists()
+    with Checkpoints(elsewhere) as checkpoints:
+        assert checkpoints.steps() == [3]
+    # Whoever reads the run finds them.
+    mesh = sharding.make_mesh(config.mesh)
+    assert restore(usfm_config.of_run(workdir, {}), workdir, mesh=mesh).params["encoder"]
+    assert inspect_checkpoint.inspect(workdir)["steps"] == [3]
+    of_other = make_config(**{"model.init_from": str(workdir)})
+    assert source_of(of_other, read_folder(config.data.root, tasks=config.tasks).tasks)
+    # A run that looks for them in another place would begin again.
+    with pytest.raises(UserError, match=f"holds no checkpoint, and those of .* lie in {elsewhere}"):
+        start(make_config(**{"train.steps": 3}), workdir)
+    capsys.readouterr()
+    start(config, workdir)
+    assert "going on from step 3 of 3" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("when", ["compiling", "checkpoint"])

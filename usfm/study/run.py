@@ -72,6 +72,11 @@ def run_study(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 def prepare(config: ConfigDict, workdir: pathlib.Path) -> Study:
     """Plans a study: config.json, splits.csv, study.json and the store."""
+    if config.checkpoint.directory:
+        raise UserError(
+            f"checkpoint.directory={config.checkpoint.directory}: the runs of a study keep their "
+            "checkpoints in workdirs of their own; leave it out"
+        )
     checks.begin(config, workdir)
     folder = open_folder(config, workdir)
     splits = open_splits(config, folder, workdir)

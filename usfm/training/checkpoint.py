@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import math
+import os
+import pathlib
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +13,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
 from usfm import processes
@@ -62,7 +65,9 @@ class Checkpoints:
         every: int = 0,
         metric: str = "",
     ):
-        self._directory = epath.Path(directory).absolute()
+        self._directory = epath.Path(directory)
+        if "://" not in os.fspath(directory):  # of an address, pathlib would make a local folder
+            self._directory = self._directory.absolute()
         self._keep, self._every, self._metric = keep, every, metric
         self._writing: int | None = None  # the step that is on its way to the disk
         # The step that could not be written, and why, since the last one that could.
@@ -72,6 +77,10 @@ class Checkpoints:
             self._manager = self._open()
         except OSError as error:
             raise UserError(f"{self._directory} cannot be opened: {_reason(error)}") from error
+        except ImportError as error:
+            raise UserError(
+                f"{self._directory} cannot be opened: {_reason(error)}; pip install 'usfm[gcs]'"
+            ) from error
 
     def _open(self) -> ocp.CheckpointManager:
         if self._keep is not None and processes.is_first():
@@ -339,6 +348,12 @@ class Checkpoints:
                 f"checkpoint {self._path(step)} does not fit this run's model and optimizer; use "
                 "the config it was made with, or another --workdir:\n" + "\n".join(faults)
             )
+
+
+def directory_of(config: ConfigDict, workdir: pathlib.Path) -> epath.Path:
+    """Where the checkpoints of a run lie."""
+    given = config.checkpoint.directory
+    return epath.Path(given).expanduser() if given else epath.Path(workdir / "checkpoints")
 
 
 def tasks_to_meta(tasks: tuple[Task, ...]) -> dict[str, Any]:

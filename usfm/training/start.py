@@ -22,7 +22,7 @@ from usfm.models.m2dino import M2DINO
 from usfm.tasks import Task
 from usfm.training import sharding
 from usfm.training.carry import carried, told
-from usfm.training.checkpoint import Checkpoints, tasks_from_meta, tasks_to_meta
+from usfm.training.checkpoint import Checkpoints, directory_of, tasks_from_meta, tasks_to_meta
 from usfm.training.program import Program, abstract_state, make_model
 from usfm.training.state import TrainState, evaluated_params, evaluated_parts
 
@@ -76,6 +76,23 @@ def check_same_run(config: ConfigDict, tasks: tuple[Task, ...], meta: dict[str, 
         say(f"the checkpoint was made with {', '.join(others)}")
 
 
+def check_same_directory(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Refuses to begin again where a run's checkpoints lie elsewhere.
+
+    Raises:
+        UserError: the workdir's run kept its checkpoints in another folder, and this one has none.
+    """
+    if not usfm_config.holds_run(workdir):
+        return
+    before = directory_of(usfm_config.of_run(workdir, {}), workdir)
+    now = directory_of(config, workdir)
+    if before != now and before.exists():
+        raise UserError(
+            f"{now} holds no checkpoint, and those of {workdir} lie in {before}: give that as "
+            "--config.checkpoint.directory, move them, or give another --workdir"
+        )
+
+
 def resumed(
     checkpoints: Checkpoints, step: int, config: ConfigDict, program: Program, fresh: TrainState
 ) -> TrainState:
@@ -102,7 +119,7 @@ def source_of(config: ConfigDict, tasks: tuple[Task, ...]) -> Start | None:
     if not path:
         return None
     directory = pathlib.Path(path).expanduser()
-    if (directory / "checkpoints").is_dir():
+    if usfm_config.holds_run(directory):
         return _of_run(config, directory, tasks)
     encoder = _encoder(config)
     say(f"the encoder starts from {path}")
@@ -111,7 +128,8 @@ def source_of(config: ConfigDict, tasks: tuple[Task, ...]) -> Start | None:
 
 def _of_run(config: ConfigDict, workdir: pathlib.Path, tasks: tuple[Task, ...]) -> Start:
     theirs = usfm_config.of_run(workdir, {})
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
+    lie = directory_of(theirs, workdir)
+    with Checkpoints(lie) as checkpoints:
         step = checkpoints.latest()
         if step is None:
             raise UserError(f"model.init_from={workdir} holds no checkpoint yet")
@@ -123,7 +141,7 @@ def _of_run(config: ConfigDict, workdir: pathlib.Path, tasks: tuple[Task, ...]) 
         mesh = jax.tree.leaves(fresh)[0].sharding.mesh
         placed = sharding.abstract(lambda: old.init(jax.random.key(0)), mesh)
         parts = evaluated_parts(placed, theirs, old.layers)
-        with Checkpoints(workdir / "checkpoints") as checkpoints:
+        with Checkpoints(lie) as checkpoints:
             params = evaluated_params(**checkpoints.restore_parts(step, parts))
         return _placed(carried, fresh)(params, fresh, begun, tasks)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from usfm import config as usfm_config
@@ -24,7 +25,7 @@ from usfm.evaluation.selection import comparable
 from usfm.models.functional import Params
 from usfm.tasks import Task
 from usfm.training import sharding, utilisation
-from usfm.training.checkpoint import Checkpoints
+from usfm.training.checkpoint import Checkpoints, directory_of
 from usfm.training.freeze import frozen, trained
 from usfm.training.inputs import Inputs, inputs_of
 from usfm.training.logs import Log, NonFiniteError
@@ -32,7 +33,13 @@ from usfm.training.memory import abstract_batch, compile_steps
 from usfm.training.method import RECORDED, weighting_of
 from usfm.training.program import Program, make_program
 from usfm.training.record import Record
-from usfm.training.start import check_same_run, describe, resumed, source_of
+from usfm.training.start import (
+    check_same_directory,
+    check_same_run,
+    describe,
+    resumed,
+    source_of,
+)
 from usfm.training.state import TrainState, evaluated_params, started_from
 from usfm.training.step import Own, Step
 from usfm.training.stop import EXIT_TERMINATED, told_to_stop
@@ -84,8 +91,9 @@ def train(
         say(line)
 
     # ---- Model, step and state ----
+    directory = directory_of(config, workdir)
     with Checkpoints(
-        workdir / "checkpoints",
+        directory,
         config.checkpoint.keep,
         every=config.checkpoint.keep_every,
         metric=config.checkpoint.best_metric,
@@ -93,6 +101,8 @@ def train(
         newest = checkpoints.latest()
         if newest is not None:
             check_same_run(config, folder.tasks, checkpoints.meta(newest))
+        else:
+            check_same_directory(config, workdir)
         source = source_of(config, folder.tasks) if newest is None else None
         config = _with_steps(config, workdir, folder.tasks, inputs, own, mesh)
         steps = config.train.steps
@@ -158,7 +168,7 @@ def train(
                             record.write(done)
                             checkpoints.save(done, state, meta, scored, last=last)
                 except NonFiniteError as error:
-                    raise _explained(error, checkpoints, workdir) from None
+                    raise _explained(error, checkpoints, directory) from None
                 if told:
                     say(f"{told}: step {done} is saved; run the same command again to go on")
                     raise SystemExit(EXIT_TERMINATED)
@@ -253,12 +263,12 @@ def _closing(batches: Any, start: int, config: ConfigDict) -> Iterator[Any]:
 
 
 def _explained(
-    error: NonFiniteError, checkpoints: Checkpoints, workdir: pathlib.Path
+    error: NonFiniteError, checkpoints: Checkpoints, directory: epath.Path
 ) -> NonFiniteError:
     with contextlib.suppress(UserError):
         checkpoints.wait()
     newest = checkpoints.latest()
-    good = "none was saved yet" if newest is None else f"{workdir}/checkpoints/{newest}"
+    good = "none was saved yet" if newest is None else f"{directory}/{newest}"
     error.args = (
         f"{error.args[0]}; the update was not made. Last good checkpoint: {good}. Go on with "
         "--config.train.on_nonfinite=skip_task, or look at the task's rows, or begin again in "
