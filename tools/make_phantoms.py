@@ -6,7 +6,7 @@ python tools/make_phantoms.py ROOT --kind=fm_uia [--difficulty=0.3] [--relatedne
 
 Kinds: bmode, 11 tasks of as many organs; related, four tasks of known relatedness on one kind of
 image (usfm/data/phantoms/related.py); with groups and conflicts that are planted by the seed and
-told in ROOT/planted.json: signs, ten small tasks on one kind of image, or six unrelated ones
+told in ROOT/planted.json: signs, ten small tasks on one kind of image, or four unrelated ones
 (usfm/data/phantoms/signs.py), and fm_uia, all 27 tasks of FM_UIA (usfm/data/phantoms/planted.py).
 """
 

@@ -21,7 +21,7 @@ from usfm.data.phantoms.catalogue import places
 from usfm.data.phantoms.folder import write_folder
 from usfm.data.phantoms.planted import TRUTH
 from usfm.data.phantoms.scene import Medium, Part, Scene
-from usfm.data.phantoms.shapes import Shape, blob, shell
+from usfm.data.phantoms.shapes import blob, both, half_plane
 from usfm.errors import UserError
 from usfm.tasks import Task
 
@@ -30,6 +30,7 @@ DEPTH = 24.0  # mm, and as wide
 CELLS = tuple((x, z) for x in (-7.5, 0.0, 7.5) for z in (4.5, 12.0, 19.5))  # middles, mm
 JITTER = 1.0
 TISSUE = Medium(-7.0, texture=1.5)
+RADIUS = 2.6  # mm
 BRIGHT, DARK = 8.0, -23.0  # echo, dB
 
 GROUPS, MEMBERS = 3, 3
@@ -37,36 +38,26 @@ GROUPS, MEMBERS = 3, 3
 
 @dataclasses.dataclass(frozen=True)
 class Sign:
-    """What is looked for; any part of its look but the tilt and a little of its echo is fixed.
+    """What is looked for: a disc of two halves, alike or not.
 
     Attributes:
-        echo: dB.
-        a, b: half its width and half its height, mm.
-        wall: thickness of a ring's wall, mm; 0 where it is filled.
+        upper, lower: echo of its halves, dB.
     """
 
-    echo: float
-    a: float
-    b: float
-    wall: float = 0.0
+    upper: float
+    lower: float
 
-    def part(self, x: float, z: float, rng: np.random.Generator) -> Part:
-        """The sign at a place in mm."""
-        shape: Shape = blob(x, z, self.a, self.b, rng.uniform(-0.3, 0.3))
-        if self.wall:
-            shape = shell(shape, self.wall)
-        return Part(shape, Medium(self.echo + rng.uniform(-2, 2)))
+    def parts(self, x: float, z: float, rng: np.random.Generator) -> list[Part]:
+        """The sign at a place in mm, a little brighter or darker each time."""
+        disc, shift = blob(x, z, RADIUS, RADIUS), rng.uniform(-2, 2)
+        above = both(disc, half_plane(x, z, 0.0))
+        return [Part(disc, Medium(self.lower + shift)), Part(above, Medium(self.upper + shift))]
 
 
-# Groups have the first ones, the plainest; where nothing is related each has one task.
-SIGNS = (
-    Sign(BRIGHT, 2.2, 2.2),
-    Sign(DARK, 2.6, 2.6),
-    Sign(BRIGHT, 3.8, 1.0),
-    Sign(DARK, 1.0, 3.8),
-    Sign(BRIGHT, 2.8, 2.8, wall=1.2),
-    Sign(BRIGHT, 1.0, 3.8),
-)
+# A calcification, a cyst, a stone with its shadow, a wall with enhancement behind it. As patterns
+# they are alike or opposite to one other at most. Groups have the first ones; where nothing is
+# related each has one task.
+SIGNS = (Sign(BRIGHT, BRIGHT), Sign(DARK, DARK), Sign(BRIGHT, DARK), Sign(DARK, BRIGHT))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +94,9 @@ class Seek:
         seen = rng.random(self.shown) < 0.5
         seen[self.sign] = True
         parts = tuple(
-            SIGNS[k].part(*middles[k].tolist(), rng) for k in np.flatnonzero(seen).tolist()
+            part
+            for k in np.flatnonzero(seen).tolist()
+            for part in SIGNS[k].parts(*middles[k].tolist(), rng)
         )
         x, z = middles[self.sign].tolist()
         scene = Scene(probe, TISSUE, parts, grain=(4.0, 2.0), points=((x, z),))
@@ -137,7 +130,7 @@ def write_signs(
         root: folder to be made.
         rows: images of each task.
         seed: of the deal and of all that is drawn, 0 or more.
-        relatedness: 1: tasks of a group ask for one sign; 0: each of six tasks for its own.
+        relatedness: 1: tasks of a group ask for one sign; 0: each of four tasks for its own.
 
     Returns:
         The number of tasks.
