@@ -27,8 +27,10 @@ def get_config(arg: str = "") -> ConfigDict:
         "threes: seek_01+seek_02+seek_03 | seek_04+seek_05+seek_06 | seek_07+seek_08+seek_09"
         " | seek_10;"
         " others: seek_01+seek_04+seek_07 | seek_02+seek_05+seek_08"
-        " | seek_03+seek_06+seek_09+seek_10"
+        " | seek_03+seek_06+seek_09+seek_10;"
+        " twos: seek_01+seek_06 | seek_02+seek_07 | seek_03+seek_08 | seek_04+seek_09"
+        " | seek_05+seek_10"
     )
-    config.study.plans = ("task_specific", "all_task", "threes", "others", "advised")
+    config.study.plans = ("task_specific", "all_task", "threes", "others", "twos", "advised")
     config.study.fractions = (1.0,)
     return config
