@@ -90,15 +90,15 @@ class Seek:
         rng = np.random.default_rng([seed, zlib.crc32(self.task.id.encode()), number])
         probe = Probe(SIDE, SIDE, DEPTH, 7.5, beams=SIDE, gain=rng.uniform(-3, 3))
         cells = np.array(CELLS)[rng.permutation(len(CELLS))[: self.shown]]
-        middles = cells + rng.uniform(-JITTER, JITTER, cells.shape)
+        middles = [(x, z) for x, z in (cells + rng.uniform(-JITTER, JITTER, cells.shape)).tolist()]
         seen = rng.random(self.shown) < 0.5
         seen[self.sign] = True
         parts = tuple(
             part
             for k in np.flatnonzero(seen).tolist()
-            for part in SIGNS[k].parts(*middles[k].tolist(), rng)
+            for part in SIGNS[k].parts(*middles[k], rng)
         )
-        x, z = middles[self.sign].tolist()
+        x, z = middles[self.sign]
         scene = Scene(probe, TISSUE, parts, grain=(4.0, 2.0), points=((x, z),))
         return dataclasses.replace(scene, upside_down=self.reversed), rng
 
