@@ -179,7 +179,8 @@ def _log_ratio(gain: Gain) -> Estimate:
 
 def _from_log(log_ratio: float, metric: str) -> float:
     """The gain of such a logarithm."""
-    return sign(metric) * math.expm1(min(sign(metric) * log_ratio, 700.0))  # beyond, no float
+    beyond = math.expm1(min(sign(metric) * log_ratio, 700.0))  # no float is larger
+    return sign(metric) * beyond + 0.0  # not -0
 
 
 def _tested(gain: Gain) -> bool:

@@ -94,9 +94,7 @@ class Seek:
         seen = rng.random(self.shown) < 0.5
         seen[self.sign] = True
         parts = tuple(
-            part
-            for k in np.flatnonzero(seen).tolist()
-            for part in SIGNS[k].parts(*middles[k], rng)
+            part for k in np.flatnonzero(seen).tolist() for part in SIGNS[k].parts(*middles[k], rng)
         )
         x, z = middles[self.sign]
         scene = Scene(probe, TISSUE, parts, grain=(4.0, 2.0), points=((x, z),))
