@@ -135,6 +135,8 @@ def test_a_whole_vits16_is_that_of_transformers_live(tmp_path, size):
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [
+        ("micro", 249_920),  # by docs/model.md
+        ("tiny", 1_929_408),
         ("vits16", 21_596_544),
         ("vits16plus", 28_692_864),
         ("vitb16", 85_660_416),
@@ -144,7 +146,7 @@ def test_a_whole_vits16_is_that_of_transformers_live(tmp_path, size):
         ("vit7b16", 6_716_035_072),
     ],
 )
-def test_parameter_counts_are_the_published_ones(name, parameters):
+def test_parameter_counts_are_the_published_ones_and_those_of_the_docs(name, parameters):
     make, _ = encoder(dinov3.VARIANTS[name])
     shapes = jax.eval_shape(lambda key: functional.init(make, key), jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == parameters

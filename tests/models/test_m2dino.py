@@ -109,6 +109,13 @@ def test_a_task_is_answered_by_its_own_row_of_the_heads(params, maps, task):
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
+def test_the_heads_of_a_type_begin_alike_and_not_at_zero():
+    heads = jax.jit(MODEL.init)(jax.random.key(0))["heads"]
+    for leaf in jax.tree.leaves(heads):
+        np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[:1], leaf.shape))
+    assert all(np.any(heads[kind]["kernel"]) for kind in MODEL.types)
+
+
 @pytest.mark.parametrize("name", ["cls2", "seg2"])
 def test_classes_that_only_pad_get_no_probability_and_no_gradient(params, maps, name):
     task, kind = task_of(name), TASKS[task_of(name)].type

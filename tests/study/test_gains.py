@@ -54,6 +54,26 @@ def test_a_smaller_error_is_a_gain():
     assert PRIMARY["regression"] == found.metric == "mre"
 
 
+def test_an_error_of_many_times_the_baseline_is_harm_though_seeds_differ():
+    """Both models vary by a quarter of their error from seed to seed."""
+    rng, found = np.random.default_rng(0), []
+    for i in range(20):
+        own = scored(f"own{i}", 2, rng, task="points", seed_sd=0.5)
+        found += judged(own, [scored(f"bad{i}", 10, rng, task="points", seed_sd=2.5)], POINTS)
+    found = judge(found)
+    assert all(g.verdict == HARM for g in found)
+    assert np.mean([g.low < -4 < g.high for g in found]) >= 0.8
+
+
+def test_nothing_left_of_a_metric_is_harm():
+    rng = np.random.default_rng(0)
+    own = scored("own", 0.6, rng)
+    gone = dataclasses.replace(own, model="gone", values=np.zeros_like(own.values))
+    (found,) = judged(own, [gone])
+    assert (found.gain, found.verdict) == (-1, HARM)
+    assert found.high < -0.99
+
+
 def test_fewer_than_three_seeds_decide_nothing():
     rng = np.random.default_rng(0)
     for seeds in (1, 2):

@@ -28,7 +28,9 @@ def test_a_folder_of_all_tasks_is_written_once(tmp_path, capsys):
         (["--kind=fm_uia", "--rows=35"], "^make_phantoms: rows must be 36 or more, not 35$"),
         (["--kind=fm_uia", "--relatedness=1.5"], "^make_phantoms: relatedness must be from 0 to 1"),
         (["--kind=fm_uia", "--difficulty=nan"], "^make_phantoms: difficulty must be from 0 to 1"),
-        (["--relatedness=0"], "^make_phantoms: .* go with --kind=fm_uia$"),
+        (["--kind=signs", "--relatedness=.5"], "^make_phantoms: relatedness must be 0 or 1"),
+        (["--kind=signs", "--difficulty=0"], "^make_phantoms: --difficulty goes with .*fm_uia$"),
+        (["--relatedness=0"], "^make_phantoms: --relatedness goes with .*fm_uia and --kind=signs$"),
         ([], "^make_phantoms: .* was not made by write_folder: remove it or give another folder"),
     ],
 )

@@ -52,6 +52,7 @@ VARIANTS = {
     # For CPUs, tests and first looks: the same code with small numbers. It is trained from
     # scratch, where a LayerScale of 1e-5 would only delay learning.
     "tiny": Variant(192, 4, 3, 768, layer_scale=0.1),
+    "micro": Variant(64, 4, 2, 256, layer_scale=0.1),  # where a study is to have hundreds of runs
     "vits16": Variant(384, 12, 6, 1536),
     "vits16plus": Variant(384, 12, 6, 1536, gated=True),
     "vitb16": Variant(768, 12, 12, 3072),

@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 from usfm import mesh
 from usfm.models import heads
 from usfm.models.dinov3 import PATCH, VARIANTS, DINOv3, Variant, drop_path, layers_of_stacks
-from usfm.models.functional import Params, init, init_stacked, merge, shapes, structure
+from usfm.models.functional import Params, init, merge, shapes, structure
 from usfm.models.lora import NO_LORA, LoRA
 from usfm.models.moe import Mixture, upcycle
 from usfm.tasks import TYPES, Task
@@ -71,8 +71,11 @@ class M2DINO:
             if kind in self.types:
                 decoder_key, head_key = jax.random.split(type_key)
                 params["decoders"][kind] = init(self._make_decoder(kind), decoder_key)
-                params["heads"][kind] = init_stacked(
-                    self._make_head(kind), len(self._of_type(kind)), head_key
+                # Alike for all tasks: else the gradients of two that ask the same question would
+                # differ by what their heads happen to be, and stay so for hundreds of steps.
+                head, count = init(self._make_head(kind), head_key), len(self._of_type(kind))
+                params["heads"][kind] = jax.tree.map(
+                    lambda leaf, count=count: jnp.tile(leaf, (count, *[1] * leaf.ndim)), head
                 )
         return params
 

@@ -137,14 +137,13 @@ def advise(
     if len(measured) >= FEWEST:
         predictor = fit_measured(shrunk, tasks, training_rows, measured)
 
-    def prepare(score: np.ndarray, interval: np.ndarray) -> np.ndarray:
-        left = shrink(score, interval)
-        return calibrated(left, tasks, training_rows, predictor) if predictor else left
-
-    score = prepare(known.score, known.interval)
-    grouping = find(score, ids)
+    # Who belongs together is a matter of affinity; whether it pays, of gains where there are any.
+    # Gains are measured in the groups that a study was given, most of them mixed: what they come to
+    # among tasks of much affinity is a guess beyond them, and no ground to part these.
+    grouping = find(shrunk, ids)
+    score = calibrated(shrunk, tasks, training_rows, predictor) if predictor else shrunk
     labels = labels_of(grouping.parts, ids)
-    again = stability(records, prepare=prepare)
+    again = stability(records)
     agreement = again.agreement(labels)
     clinical, everything = (
         labels_of(plan.parts.values(), ids) for plan in (clinically_grouped(tasks), all_task(tasks))

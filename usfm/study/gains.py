@@ -14,6 +14,7 @@ from usfm.study.scores import Scores, Table, model_of
 from usfm.tasks import Task
 
 FEWEST_SEEDS = 3  # with fewer, nothing is decided
+LEAST = 1e-3  # of the baseline: what is left of a metric counts as this at least
 
 GAIN, HARM, NO_CALL, UNDECIDED = "gain", "negative transfer", "no call", "undecided"
 
@@ -149,20 +150,37 @@ def judge(gains: Sequence[Gain]) -> tuple[Gain, ...]:
 
     Holm's correction is over the whole study, not each arm and fraction by itself: otherwise a
     study of four arms at two fractions could see harm where there is none in one case of five.
+
+    Chance is judged on the logarithm of the ratio. An error that is five times the baseline's would
+    else carry the baseline's chance five times, and its interval reach to no harm at all; and the
+    variances between seeds, which are shrunk together, are more alike as shares of the metric.
     """
-    chance = chances([gain.estimate for gain in gains])
-    p = [of_gain.p(gain.gain) for of_gain, gain in zip(chance, gains, strict=True)]
+    logs = [_log_ratio(gain) for gain in gains]
+    chance = chances(logs)
+    p = [of_gain.p(log.value) for of_gain, log in zip(chance, logs, strict=True)]
     tested = [i for i, gain in enumerate(gains) if _tested(gain) and math.isfinite(p[i])]
     corrected = dict(zip(tested, holm([p[i] for i in tested]), strict=True))
     judged = []
     for i, gain in enumerate(gains):
-        low, high = chance[i].interval(gain.gain)
+        low, high = (_from_log(end, gain.metric) for end in chance[i].interval(logs[i].value))
         p_holm = corrected.get(i, math.nan)
         verdict = _verdict(gain, p_holm)
         judged.append(
             dataclasses.replace(gain, low=low, high=high, p=p[i], p_holm=p_holm, verdict=verdict)
         )
     return tuple(judged)
+
+
+def _log_ratio(gain: Gain) -> Estimate:
+    """The gain as the logarithm of a ratio that is above 1 where ours is better."""
+    ratio = max(1 + sign(gain.metric) * gain.gain, LEAST)
+    return combine(sign(gain.metric) * math.log(ratio), [(1 / ratio, gain.estimate)])
+
+
+def _from_log(log_ratio: float, metric: str) -> float:
+    """The gain of such a logarithm."""
+    beyond = math.expm1(min(sign(metric) * log_ratio, 700.0))  # no float is larger
+    return sign(metric) * beyond + 0.0  # not -0
 
 
 def _tested(gain: Gain) -> bool:

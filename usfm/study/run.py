@@ -13,7 +13,7 @@ from usfm.data.source import open_folder, open_splits, open_store, say
 from usfm.errors import UserError
 from usfm.evaluation.experts import read_routing
 from usfm.study import cells
-from usfm.study.advise import advise, recommended
+from usfm.study.advise import Advice, advise, recommended
 from usfm.study.agreement import agreement
 from usfm.study.calibration import Measured
 from usfm.study.cells import ADVISED, Study
@@ -36,16 +36,7 @@ def run_study(config: ConfigDict, workdir: pathlib.Path) -> None:
     say(describe(study, probe(config, workdir), config.train.steps))
     start = executor(config, workdir)
     missing = execute(study, workdir, study.cells(), start, config.study.processes)
-    measured, _ = gains(study, read_scores(study, workdir))
-    advice = {
-        fraction: advise(
-            list(runs.values()),
-            study.tasks,
-            study.training_rows[fraction],
-            measured=_measured(study, measured, fraction),
-        )
-        for fraction, runs in recorded_runs(study, workdir).items()
-    }
+    advice = advise_study(study, workdir)
     if study.is_open:
         found = {fraction: recommended(of_fraction) for fraction, of_fraction in advice.items()}
         study = dataclasses.replace(study, partitions={**study.partitions, ADVISED: found})
@@ -86,6 +77,24 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Study:
     usfm_config.write(config, workdir / "config.json")
     cells.write(study, workdir)
     return study
+
+
+def advise_study(study: Study, workdir: pathlib.Path) -> dict[float, Advice]:
+    """Fraction -> what is advised there, from what its runs recorded and its given plans gained.
+
+    Raises:
+        UserError: at a fraction no run of all tasks ended well.
+    """
+    measured, _ = gains(study, read_scores(study, workdir))
+    return {
+        fraction: advise(
+            list(runs.values()),
+            study.tasks,
+            study.training_rows[fraction],
+            measured=_measured(study, measured, fraction),
+        )
+        for fraction, runs in recorded_runs(study, workdir).items()
+    }
 
 
 def _check_recorded(study: Study, workdir: pathlib.Path) -> None:

@@ -1,7 +1,7 @@
 """How sure a grouping is: found again from resampled steps and seeds, and from fewer steps."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -17,7 +17,6 @@ _STARTS = 10  # of each search; one in sixty hard ones of 9 tasks then misses th
 _NAMES = ("tasks", "groups")  # of a record, which have no axis of steps
 
 Record = Mapping[str, np.ndarray]
-Prepare = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,12 +69,11 @@ def join(records: Sequence[Record]) -> dict[str, np.ndarray]:
     }
 
 
-def stability(records: Sequence[Record], *, prepare: Prepare = shrink, seed: int = 0) -> Stability:
+def stability(records: Sequence[Record], *, seed: int = 0) -> Stability:
     """Resamples runs, and within each of them blocks of neighbouring steps.
 
     Args:
         records: of one run a seed, of the same tasks. One run says nothing about other seeds.
-        prepare: makes what is searched, [..., T, T], of mean scores and of their intervals [T, T].
         seed: of the resampling and of the searches.
     """
     blocks = [list(_split(record)) for record in records]
@@ -95,11 +93,11 @@ def stability(records: Sequence[Record], *, prepare: Prepare = shrink, seed: int
         for n in lengths
     ]
     # A resample has the noise of the whole twice: in what it is drawn from, and in the drawing.
-    prepared = [
-        prepare(resampled, np.sqrt(2) * shorter[-1].interval),
-        *(prepare(part.score, part.interval)[None] for part in shorter),
+    searched = [
+        shrink(resampled, np.sqrt(2) * shorter[-1].interval),
+        *(shrink(part.score, part.interval)[None] for part in shorter),
     ]
-    ends, _ = best_partitions(np.concatenate(prepared), starts=_STARTS, seed=seed)
+    ends, _ = best_partitions(np.concatenate(searched), starts=_STARTS, seed=seed)
     partitions = ends[:, 0]
     return Stability(
         shorter[-1].tasks,
