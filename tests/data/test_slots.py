@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from usfm.data import memory
 from usfm.data.slots import read_batch, slots_per_type, type_slices
 from usfm.tasks import TYPES, Task
 
@@ -68,7 +69,9 @@ def test_a_task_without_a_weight_is_an_error():
         slots_per_type([Task("a", "segmentation")], {"b": 1.0}, 4)
 
 
-def test_a_batch_has_the_rows_of_each_slot_and_zeros_elsewhere(make_store):
+def test_a_batch_has_the_rows_of_each_slot_and_zeros_elsewhere(make_store, monkeypatch):
+    # Memory that an earlier batch has left.
+    monkeypatch.setattr(memory, "empty", lambda shape: np.full(shape, 7, np.uint8))
     store = make_store()
     ids = [task.id for task in store.tasks]
     slots = [("plane", [6, 2]), ("det", [0, 1, 2]), ("pts2", [5]), ("seg", [3, 3, 4])]

@@ -1,11 +1,9 @@
 import re
 
-import numpy as np
 import pytest
 from tensorflow_datasets.proto import tf_example_pb2
 
 from usfm.data import wire
-from usfm.data.store import stored_arrays
 
 # Texts and arrays whose lengths need one, two and three bytes; one holds another's head.
 FIELDS = {
@@ -66,24 +64,3 @@ def test_a_record_of_another_form_is_refused(spoil, told):
     else:
         with pytest.raises(ValueError, match=re.escape(told)):
             wire.find(record, heads("mask", "image"))
-
-
-def test_rows_of_the_store_are_what_protobuf_reads(make_store):
-    store = make_store()
-    for task in store.tasks:
-        arrays = stored_arrays(task, store.image_size, store.channels)
-        rows = store.read(task.id, [5, 0, 5])
-        for place, (_, record) in enumerate(store._records(task.id, np.array([5, 0, 5]))):
-            fields = tf_example_pb2.Example.FromString(record).features.feature  # pyrefly: ignore
-            for name, (shape, dtype) in arrays.items():
-                value = np.frombuffer(fields[name].bytes_list.value[0], dtype).reshape(shape)
-                np.testing.assert_array_equal(rows[name][place], value)
-
-
-def test_a_store_of_another_size_is_named_and_not_read(make_store):
-    store = make_store()
-    wrong = store.__class__(store.tasks, (16, 16), store.channels, store.shards)
-    with pytest.raises(
-        ValueError, match=r"rows.*: row 2 of seg is not as .*its (image|mask) has another"
-    ):
-        wrong.read("seg", [2])

@@ -5,6 +5,7 @@ line it reads, takes a turn and says its seconds and CPU seconds: all take the s
 
 - read: with ArrayRecord alone, one after the other, each dropped at once;
 - read_slots: likewise, the rows of a slot with one call;
+- read_first: as the store reads a row for the first time, when it is checked and its arrays found;
 - pipeline: as batches, through all that training reads them by.
 
 On "memory" it makes the batches in a worker process, and says the peak of its resident set in MiB.
@@ -25,7 +26,8 @@ from array_record.python.array_record_module import ArrayRecordReader
 
 from usfm.data.mixing import Mix
 from usfm.data.pipeline import iterate, slot_batches
-from usfm.data.store import READER
+from usfm.data.shard_reader import READER, ShardReader
+from usfm.data.store import stored_arrays
 
 SLOTS, EXAMPLES, STEPS = 32, 4, 20
 ROWS = SLOTS * EXAMPLES * STEPS
@@ -73,12 +75,26 @@ def main(file: str) -> None:
         for reader, rows in together:
             reader.read(rows)
 
+    def read_first() -> None:
+        rows = 0
+        while rows < ROWS:
+            for task in store.tasks:
+                arrays = stored_arrays(task, store.image_size, store.channels)
+                out = {name: np.empty(*of) for name, of in arrays.items()}
+                sizes = {name: array.nbytes for name, array in out.items()}
+                buffers = {name: array.data.cast("B") for name, array in out.items()}
+                for file, of_file in store.shards[task.id]:
+                    reader = ShardReader(file, sizes)
+                    for row in range(min(of_file, ROWS - rows)):
+                        reader.read(row, buffers)
+                        rows += 1
+
     def pipeline(workers: int = 0) -> None:
         with contextlib.closing(iterate(batches, 0, workers)) as stream:
             for _ in itertools.islice(stream, STEPS):
                 pass
 
-    turns = {"read": read, "read_slots": read_slots, "pipeline": pipeline}
+    turns = {"read": read, "read_slots": read_slots, "read_first": read_first, "pipeline": pipeline}
     print(ROWS, flush=True)
     for line in sys.stdin:
         if line.strip() == "memory":

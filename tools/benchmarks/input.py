@@ -6,7 +6,8 @@ augments an FM_UIA folder's files as the official baseline does (peer_albumentat
 in $PEER_PY, or else in this Python, where that has Albumentations: pip install usfm[bench].
 
 read takes row after row with ArrayRecord alone, which drops each at once, in the processor's cache;
-read_slots takes the rows of a slot at once, as they are needed together.
+read_slots takes the rows of a slot at once, as they are needed together; read_first is what a row
+takes the first time, when its hashes are checked, which the pipeline did in the round before.
 """
 
 import contextlib
@@ -47,7 +48,7 @@ def measure(data: str = "") -> Iterator[Line]:
         turns = {
             f"input/{what}{ending}": (worker, what)
             for ending, worker in ours.items()
-            for what in ("read", "read_slots", "pipeline")
+            for what in ("read", "read_slots", "read_first", "pipeline")
         }
         python = os.environ.get("PEER_PY") or sys.executable
         why_no_peer = _lacks(python)

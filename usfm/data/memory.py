@@ -1,6 +1,6 @@
-"""Memory for images that is used again.
+"""Memory for pixels that is used again.
 
-The system zeroes the pages of fresh memory, which takes as long as writing a batch's images there.
+The system zeroes the pages of fresh memory, which takes as long as writing a batch's pixels there.
 """
 
 import math

@@ -15,6 +15,7 @@ number of points in the run. Entries of slots of other types are zero. Which tas
 data; how many slots a type has is fixed for a run, so one compiled step serves every batch.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -32,6 +33,7 @@ LABELS = {
     "regression": ("points", "points_valid"),
     "segmentation": ("mask",),
 }
+_PIXELS = {"image", "mask"}
 
 
 def task_weights(tasks: Sequence[Task], weights: Mapping[str, float] | None) -> dict[str, float]:
@@ -125,12 +127,13 @@ def read_batch(
         batch["task"][slot] = task
         batch["row"][slot, :count] = rows
         batch["valid"][slot, :count] = True
-        batch["image"][slot, count:] = 0
         out = {"image": batch["image"][slot, :count]}
         for name in LABELS[tasks[task].type]:
             out[name] = batch[name][slot, :count]
             if name.startswith("points"):  # a task of fewer points than K fills the first ones
                 out[name] = out[name][:, : tasks[task].num_points]
+        for name in _PIXELS & batch.keys():
+            batch[name][slot, count if name in out else 0 :] = 0
         store.read(tasks[task].id, rows, out)
     return batch
 
@@ -168,7 +171,13 @@ def layout(
 def _allocate(
     store: Store, tasks: Sequence[Task], slots: int, images: int
 ) -> dict[str, np.ndarray]:
-    """A batch of zeros, but for its images, which may be anything."""
+    """A batch of zeros, but for its pixels, which may be anything."""
     arrays = layout(tasks, slots, images, store.image_size, store.channels)
-    image = memory.empty(arrays.pop("image")[0])
-    return {name: np.zeros(*of) for name, of in arrays.items()} | {"image": image}
+    batch = {name: np.zeros(*of) for name, of in arrays.items() if name not in _PIXELS}
+    pixels = {name: shape for name, (shape, _) in arrays.items() if name in _PIXELS}
+    sizes = [math.prod(shape) for shape in pixels.values()]
+    block = memory.empty((sum(sizes),))
+    parts = np.split(block, np.cumsum(sizes)[:-1])
+    return batch | {
+        name: part.reshape(shape) for (name, shape), part in zip(pixels.items(), parts, strict=True)
+    }

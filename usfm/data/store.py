@@ -5,16 +5,13 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordReader
 
-from usfm.data import wire
+from usfm.data.shard_reader import ShardReader
+from usfm.errors import UserError
 from usfm.tasks import Task
-
-# Rows are read in any order, so nothing is read ahead.
-READER = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 32768}
 
 
 def stored_arrays(
@@ -76,68 +73,54 @@ class Store:
 
         Raises:
             IndexError: an index is outside the task.
+            UserError: a row is damaged, or another version of usfm has stored it.
         """
         task = next(task for task in self.tasks if task.id == task_id)
         layout = _layout(task, self.image_size, self.channels)
         if out is None:
             out = {
-                name: np.empty((len(indices), *array.shape), array.dtype)
-                for name, array in layout.items()
+                name: np.empty((len(indices), *shape), dtype)
+                for name, (shape, dtype) in layout.arrays.items()
             }
-        heads = {name.encode(): layout[name].head for name in out}
-        wanted = [(name.encode(), layout[name], array) for name, array in out.items()]
-        for place, (file, record) in enumerate(self._records(task_id, np.asarray(indices))):
+        shards = self.shards[task_id]
+        ends = list(itertools.accumulate(rows for _, rows in shards))
+        indices = np.asarray(indices)
+        if indices.size and not 0 <= indices.min() <= indices.max() < ends[-1]:
+            raise IndexError(f"{task_id} has rows 0 to {ends[-1] - 1}, asked for {indices}")
+        for place, index in enumerate(indices.tolist()):
+            shard = bisect.bisect_right(ends, index)
+            file, rows = shards[shard]
+            row = {name: array[place : place + 1].data.cast("B") for name, array in out.items()}
             try:
-                ends = wire.find(record, heads)
-                for name, stored, array in wanted:
-                    array[place] = stored.view(record, ends[name])
+                _opened(file, layout).read(index - ends[shard] + rows, row)
             except (ValueError, LookupError) as error:
-                raise ValueError(
-                    f"{file}: row {indices[place]} of {task_id} is not as this version of usfm "
+                raise UserError(
+                    f"{file}: row {index} of {task_id} is not as this version of usfm "
                     f"writes it ({error}); remove the store's folder, so that it is built again"
                 ) from error
         return out
 
-    def _records(self, task_id: str, indices: np.ndarray) -> Iterator[tuple[str, bytes]]:
-        """The file and the record of each row.
 
-        One at a time: what is read is then copied on while it is in the processor's cache.
-        """
-        shards = self.shards[task_id]
-        ends = list(itertools.accumulate(rows for _, rows in shards))
-        if indices.size and not 0 <= indices.min() <= indices.max() < ends[-1]:
-            raise IndexError(f"{task_id} has rows 0 to {ends[-1] - 1}, asked for {indices}")
-        for index in indices.tolist():
-            shard = bisect.bisect_right(ends, index)
-            file, rows = shards[shard]
-            (record,) = _reader(file).read([index - ends[shard] + rows])
-            yield file, record
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Layout:
+    """The arrays of a row: name -> (shape, dtype)."""
 
+    arrays: Mapping[str, tuple[tuple[int, ...], np.dtype]]
 
-@dataclasses.dataclass(frozen=True)
-class _Stored:
-    """An array of a row, as it lies in a record."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    size: int
-    head: bytes
-
-    def view(self, record: bytes, end: int) -> np.ndarray:
-        """The array whose bytes end there, without a copy."""
-        return np.ndarray(self.shape, self.dtype, record, end - self.size)
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each."""
+        return {
+            name: math.prod(shape) * dtype.itemsize for name, (shape, dtype) in self.arrays.items()
+        }
 
 
 @functools.cache
-def _layout(task: Task, image_size: tuple[int, int], channels: int) -> dict[str, _Stored]:
-    layout = {}
-    for name, (shape, dtype) in stored_arrays(task, image_size, channels).items():
-        size = math.prod(shape) * dtype.itemsize
-        layout[name] = _Stored(shape, dtype, size, wire.head(name, size))
-    return layout
+def _layout(task: Task, image_size: tuple[int, int], channels: int) -> _Layout:
+    return _Layout(stored_arrays(task, image_size, channels))
 
 
 @functools.cache
-def _reader(path: str) -> ArrayRecordReader:
+def _opened(file: str, layout: _Layout) -> ShardReader:
     # One a process: a Store that was sent to a worker opens its files there, at the first read.
-    return ArrayRecordReader(path, **READER)
+    return ShardReader(file, layout.sizes)

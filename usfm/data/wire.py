@@ -14,11 +14,11 @@ from collections.abc import Mapping
 
 def head(name: str, size: int) -> bytes:
     """What comes before the bytes of an array of this name and size, in a record."""
-    value = b"\x0a" + _number(size)
-    values = b"\x0a" + _number(len(value) + size) + value
-    feature = b"\x12" + _number(len(values) + size) + values
-    key = b"\x0a" + _number(len(name)) + name.encode()
-    return b"\x0a" + _number(len(key) + len(feature) + size) + key + feature
+    value = b"\x0a" + number(size)
+    values = b"\x0a" + number(len(value) + size) + value
+    feature = b"\x12" + number(len(values) + size) + values
+    key = b"\x0a" + number(len(name)) + name.encode()
+    return b"\x0a" + number(len(key) + len(feature) + size) + key + feature
 
 
 def find(record: bytes, heads: Mapping[bytes, bytes]) -> dict[bytes, int]:
@@ -50,16 +50,21 @@ def _inside(record: bytes, place: int) -> tuple[int, int]:
     """Where the message of field 1 at this place begins, and where it ends."""
     if record[place] != 0x0A:
         raise ValueError(f"byte {place} is {record[place]:#x}, not the tag of a field")
-    place += 1
-    length, shift = record[place] & 0x7F, 7
-    while record[place] > 0x7F:
+    length, start = parse_number(record, place + 1)
+    return start, start + length
+
+
+def parse_number(data: bytes | bytearray, place: int) -> tuple[int, int]:
+    """The variable-length number at this place, and the place after it."""
+    value, shift = data[place] & 0x7F, 7
+    while data[place] > 0x7F:
         place += 1
-        length |= (record[place] & 0x7F) << shift
+        value |= (data[place] & 0x7F) << shift
         shift += 7
-    return place + 1, place + 1 + length
+    return value, place + 1
 
 
-def _number(value: int) -> bytes:
+def number(value: int) -> bytes:
     """A variable-length number: seven bits a byte, the lowest first."""
     digits = bytearray()
     while value > 0x7F:
