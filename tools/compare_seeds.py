@@ -20,8 +20,7 @@ import numpy as np
 from usfm import config as usfm_config
 from usfm.data.folder import Folder, Row
 from usfm.data.source import open_folder, open_splits, rows_in, training_rows
-from usfm.evaluation import trivial
-from usfm.evaluation.interval import difference, paired_interval
+from usfm.evaluation import bootstrap, trivial
 from usfm.evaluation.metrics import LOWER_IS_BETTER, METRICS, columns, metric_value, score_row
 from usfm.evaluation.prediction import Answer, truth
 from usfm.evaluation.table import number
@@ -57,7 +56,7 @@ def main(workdirs: Sequence[pathlib.Path], before: Sequence[pathlib.Path]) -> No
         for metric in SHOWN.get(task.type, METRICS[task.type][:1]):
             values = [metric_value(task, metric, of_seed) for of_seed in ours]
             based = [metric_value(task, metric, of_seed) for of_seed in theirs]
-            low, high = paired_interval(_mean_gain(task, metric, ours, theirs), groups, seed=0)
+            low, high = bootstrap.interval(_mean_gain(task, metric, ours, theirs), groups, seed=0)
             sure = " *" if low > 0 or high < 0 else ""
             gain = np.mean(values) - np.mean(based)
             cells = (
@@ -86,10 +85,10 @@ def _told(metric: str, values: Sequence[float]) -> str:
 
 def _mean_gain(
     task: Task, metric: str, ours: Sequence[Columns], theirs: Sequence[Columns]
-) -> Callable[[np.ndarray], float]:
+) -> Callable[[np.ndarray], np.ndarray]:
     # The mean over all pairs of seeds is the difference between the means.
-    gains = [difference(task, metric, a, b) for a in ours for b in theirs]
-    return lambda index: float(np.mean([gain(index) for gain in gains]))
+    gains = [bootstrap.difference(task, metric, a, b) for a in ours for b in theirs]
+    return lambda weights: np.mean([gain(weights) for gain in gains], axis=0)
 
 
 def _read(workdir: pathlib.Path) -> dict[tuple[str, str], dict[str, float]]:

@@ -9,7 +9,7 @@ import pytest
 
 from usfm import modes
 from usfm.errors import UserError
-from usfm.evaluation import interval
+from usfm.evaluation import bootstrap
 from usfm.evaluation.compare import compare, short_names, text_comparison
 from usfm.evaluation.compare_page import differing, write_comparison
 from usfm.evaluation.evaluate import evaluate, write
@@ -19,7 +19,7 @@ from usfm.evaluation.runs import read_run
 
 @pytest.fixture(autouse=True)
 def _few_resamples(monkeypatch):
-    monkeypatch.setattr(interval, "RESAMPLES", 100)
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 100)
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_where_there_is_no_difference_a_note_says_why(make_run, tmp_path):
         comparison.notes
     )
     told = next(note for note in comparison.notes if note.startswith("where, b"))
-    assert told.endswith("no interval: an interval needs at least two groups of rows, got 1")
+    assert told.endswith("no interval: all rows are of one group")
     (told,) = (note for note in comparison.notes if note.startswith("where, c"))
     assert told.endswith("no difference: 1 of 6 predictions are not finite numbers")
     assert first.evaluation["tasks"]["where"]["n"] == 6

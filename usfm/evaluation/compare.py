@@ -9,8 +9,8 @@ import numpy as np
 
 from usfm.data.progress import progress
 from usfm.errors import UserError
-from usfm.evaluation.interval import difference, paired_interval
-from usfm.evaluation.metrics import PRIMARY, Undefined, columns, sign
+from usfm.evaluation import bootstrap
+from usfm.evaluation.metrics import PRIMARY, Undefined, columns, metric_value, sign
 from usfm.evaluation.runs import Run, Scored
 from usfm.evaluation.table import aligned, bracket, number, titled, type_of
 from usfm.tasks import Task
@@ -136,14 +136,18 @@ def _difference(task_id: str, kind: str, first: Run, other: Run) -> tuple[Differ
         return Difference(), f"the truth of {odd} rows differs, so there is no difference"
     a, b = (_columns(kind, [rows[key] for key in both]) for rows in (ours, theirs))
     task = Task(task_id, kind, num_classes=sum(name.startswith("prob_") for name in a))
-    statistic = difference(task, PRIMARY[kind], a, b)
+    metric = PRIMARY[kind]
     try:
-        value = statistic(np.arange(len(both)))
+        value = metric_value(task, metric, a) - metric_value(task, metric, b)
     except Undefined as reason:
         return Difference(), "; ".join([*notes, f"no difference: {reason}"])
     try:
-        interval = paired_interval(statistic, [theirs[key].group for key in both], seed=SEED)
-    except ValueError as reason:
+        interval = bootstrap.interval(
+            bootstrap.difference(task, metric, a, b),
+            [theirs[key].group for key in both],
+            seed=SEED,
+        )
+    except Undefined as reason:
         return Difference(value), "; ".join([*notes, f"no interval: {reason}"])
     return Difference(value, interval), "; ".join(notes)
 
