@@ -249,9 +249,7 @@ class DINOv3(nnx.Module):
         width = variant.width
         self.variant, self.dtype, self.remat = variant, dtype, remat
         self.layers = layers_of_stacks(variant, mixture)
-        self.patch_embed = nnx.Linear(
-            PATCH * PATCH * 3, width, kernel_init=_weight, dtype=dtype, rngs=rngs
-        )
+        self.patch_embed = Linear(PATCH * PATCH * 3, width, NO_LORA, dtype, rngs)
         self.cls_token = nnx.Param(_weight(rngs.params(), (1, width)))
         self.register_tokens = nnx.Param(_weight(rngs.params(), (REGISTERS, width)))
         self.mask_token = nnx.Param(jnp.zeros((1, width)))

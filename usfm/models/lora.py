@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from usfm.models.functional import Params
+from usfm.models.product import product
 
 _weight = nnx.initializers.truncated_normal(0.02)
 
@@ -56,10 +57,13 @@ class Linear(nnx.Linear):
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """[..., I] to [..., O]."""
-        y = super().__call__(inputs)
+        x, kernel = inputs.astype(self.dtype), self.kernel[...].astype(self.dtype)
+        y = product(x, kernel)
+        if self.bias is not None:
+            y = y + self.bias[...].astype(self.dtype)
         if self.lora_scale:
-            a, b = (p[...].astype(y.dtype) for p in (self.lora_a, self.lora_b))
-            y = y + self.lora_scale * ((inputs @ a) @ b)
+            a, b = (p[...].astype(self.dtype) for p in (self.lora_a, self.lora_b))
+            y = y + self.lora_scale * product(product(x, a), b)
         return y
 
 

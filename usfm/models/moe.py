@@ -22,6 +22,7 @@ from usfm.errors import UserError
 from usfm.models.activation import gelu, precise
 from usfm.models.functional import Params
 from usfm.models.lora import LoRA
+from usfm.models.product import product
 
 _weight = nnx.initializers.truncated_normal(0.02)
 
@@ -82,10 +83,11 @@ class Experts(nnx.Module):
     def __call__(self, rows: jax.Array) -> jax.Array:
         """[E, C, inputs], the rows of each expert, to [E, C, outputs]."""
         kernel, bias = (p[...].astype(self.dtype) for p in (self.kernel, self.bias))
-        y = rows @ kernel + bias[:, None]
+        of_each = jax.vmap(product)
+        y = of_each(rows, kernel) + bias[:, None]
         if self.lora_scale:
             a, b = (p[...].astype(self.dtype) for p in (self.lora_a, self.lora_b))
-            y = y + self.lora_scale * ((rows @ a) @ b)
+            y = y + self.lora_scale * of_each(of_each(rows, a), b)
         return y
 
 
