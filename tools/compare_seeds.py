@@ -36,7 +36,7 @@ def main(workdirs: Sequence[pathlib.Path], before: Sequence[pathlib.Path]) -> No
     folder = open_folder(config, workdirs[0])
     splits = open_splits(config, folder)
     scored = rows_in(folder, splits, config.evaluate.part)
-    trained = training_rows(folder, splits, config.data.fraction)
+    trained = training_rows(folder, splits, config.data)
     seeds, old_seeds = ([_read(workdir) for workdir in runs] for runs in (workdirs, before))
     base = f"before, mean of {len(before)} seeds" if before else "trivial"
     print(
