@@ -161,7 +161,8 @@ def test_input_times_reading_and_the_pipeline_and_says_why_there_is_no_peer(monk
     monkeypatch.setattr(input, "COLOURS", {"": 1})
     monkeypatch.setattr(input, "_lacks", lambda python: "No module named 'albumentations'")
     lines: dict[Any, Any] = {line["name"]: line for line in input.measure(str(phantoms))}
-    assert list(lines) == ["input/read", "input/read_slots", "input/pipeline", "input/worker"]
+    turns = ("read", "read_slots", "read_first", "pipeline", "worker")
+    assert list(lines) == [f"input/{turn}" for turn in turns]
     assert all(line["value"] > 0 for line in lines.values())
     assert lines["input/worker"]["unit"] == "MiB"
     pipeline = lines["input/pipeline"]
