@@ -88,6 +88,17 @@ def test_a_damaged_row_is_refused_and_the_others_are_read(tmp_path):
         )
 
 
+@pytest.mark.parametrize("left", [0, 100, 70_000, -65_536, None])
+def test_a_file_that_is_cut_short_or_gone_is_refused(tmp_path, left):
+    file = written(tmp_path, [example(1), example(2)])
+    data = file.read_bytes()
+    file.unlink()
+    if left is not None:
+        file.write_bytes(data[:left])
+    with pytest.raises(ValueError, match="cut short, damaged or gone"):
+        ShardReader(str(file), SIZES)
+
+
 def test_a_row_whose_bytes_are_elsewhere_is_refused(tmp_path):
     reader = ShardReader(str(written(tmp_path, [example(1), example(2)])), SIZES)
     reader._chunks = array.array("q", [place + 1 for place in reader._chunks])

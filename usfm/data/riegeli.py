@@ -56,16 +56,15 @@ def chunk_places(descriptor: int, size: int) -> array.array:
     """The place of every record's chunk, in the order of the records, int64.
 
     Args:
-        descriptor: of the open file.
+        descriptor: of the open file, whose end ArrayRecord has found sound.
         size: of the file, in bytes.
 
     Raises:
         ValueError: the file is not written with one record a chunk, or compressed.
     """
-    (postscript, *_) = _messages(descriptor, _place(size - _BLOCK))
-    about, *chunks = _messages(descriptor, _place(_first_field(postscript)))
-    del about
-    return array.array("q", (_place(_first_field(chunk)) for chunk in chunks))
+    postscript = _messages(descriptor, _place(size - _BLOCK))[0]
+    of_records = _messages(descriptor, _place(_first_field(postscript)))[1:]
+    return array.array("q", (_place(_first_field(message)) for message in of_records))
 
 
 def record_place(chunk_place: int, record_size: int) -> int:

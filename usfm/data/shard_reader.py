@@ -28,9 +28,11 @@ class ShardReader:
             sizes: name -> bytes, of the arrays of a row.
 
         Raises:
-            ValueError: it is written in another way.
+            ValueError: it is damaged, not there, or written in another way.
         """
         self._checking = ArrayRecordReader(file, **READER)
+        if not self._checking.ok():  # it has checked what chunk_places trusts
+            raise ValueError("ArrayRecord cannot open it: it is cut short, damaged or gone")
         self._descriptor = os.open(file, os.O_RDONLY)
         weakref.finalize(self, os.close, self._descriptor)
         self._chunks = riegeli.chunk_places(self._descriptor, os.fstat(self._descriptor).st_size)
