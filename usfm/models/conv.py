@@ -56,14 +56,14 @@ def _backward(
 
 
 def _of_kernel(x: jax.Array, cotangent: jax.Array) -> jax.Array:
-    """[3, 3, C, F]: a row of the kernel at a time, its three columns in one product."""
-    height, width = x.shape[1:3]
+    """[3, 3, C, F] in one product: three shifts along a row of x, three of the cotangent across."""
+    width = x.shape[2]
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     columns = jnp.concatenate([x[:, :, left : left + width] for left in range(3)], -1)
-    rows = [
-        jnp.einsum("nhwk,nhwf->kf", columns[:, top : top + height], cotangent) for top in range(3)
-    ]
-    return jnp.stack(rows).reshape(3, 3, x.shape[-1], cotangent.shape[-1])
+    # Shifting the cotangent leaves x as it lies: rows cut out of it would be copied.
+    rows = [jnp.pad(cotangent, ((0, 0), (top, 2 - top), (0, 0), (0, 0))) for top in range(3)]
+    product = jnp.einsum("nhwf,nhwk->fk", jnp.concatenate(rows, -1), columns)
+    return product.reshape(3, cotangent.shape[-1], 3, x.shape[-1]).transpose(0, 2, 3, 1)
 
 
 convolve.defvjp(_forward, _backward)
