@@ -9,7 +9,7 @@ import pytest
 
 from usfm.objectives.functions import Functions, merge_slots, slot_losses
 from usfm.objectives.gramian import gramian
-from usfm.objectives.task_gradients import slot_gradients
+from usfm.objectives.task_gradients import SlotGradients, slot_gradients
 
 SLOTS = {"classification": 3, "regression": 2}
 KIND = ["classification"] * 3 + ["regression"] * 2
@@ -144,3 +144,21 @@ def test_the_encoder_is_traced_once_for_all_slots(params, batch):
     functions = Functions(counted, decode, loss, SLOTS, tasks=4)
     jax.eval_shape(lambda: slot_gradients(functions, params, batch, KEYS).sums)
     assert calls == [(IMAGES, PIXELS)]
+
+
+@pytest.mark.parametrize("columns", [24_576, 60_000])  # a turn of the loop on a CPU, two and a rest
+def test_long_gradients_are_multiplied_whole(columns):
+    rng = np.random.default_rng(3)
+    stack = rng.standard_normal((5, columns)).astype(np.float32)
+    factor = rng.random(columns).astype(np.float32)
+    nothing = {kind: {} for kind in SLOTS}
+    gradients = SlotGradients(
+        jnp.zeros(5), jnp.ones(5), {}, {"kernel": jnp.asarray(stack)}, nothing, nothing, {}
+    )
+    exact = stack.astype(np.float64)
+    for scale, expected in (
+        (None, exact @ exact.T),
+        ({"encoder": {"kernel": jnp.asarray(factor)}}, exact * factor @ exact.T),
+    ):
+        found = gramian(gradients, FUNCTIONS, scale=scale)[0]
+        np.testing.assert_allclose(found, expected, atol=1e-6 * np.abs(expected).max())

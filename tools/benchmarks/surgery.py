@@ -125,7 +125,8 @@ def _problem(variant: Variant) -> tuple[Functions, Any, dict[str, jax.Array]]:
         "valid": jnp.ones(shape, bool),
         "label": jax.random.randint(key, shape, 0, CLASSES),
     }
-    functions = Functions(encode, decode, loss, {kind: TASKS}, TASKS, encode_slots)
+    stacks = ("encoder/blocks",) if functional.unrolls() else ()
+    functions = Functions(encode, decode, loss, {kind: TASKS}, TASKS, encode_slots, stacks)
     return functions, params, batch
 
 

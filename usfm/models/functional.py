@@ -114,5 +114,12 @@ def scan(
 
     if remat != "none":
         layer = jax.checkpoint(layer, policy=REMAT[remat], prevent_cse=False)
-    # XLA's CPU backend copies what a loop reads and writes in each turn: a tenth of a step.
-    return jax.lax.scan(layer, x, (part, each), unroll=jax.default_backend() == "cpu")
+    return jax.lax.scan(layer, x, (part, each), unroll=unrolls())
+
+
+def unrolls() -> bool:
+    """Whether `scan` unrolls its loop.
+
+    XLA's CPU backend copies what a loop reads and writes in each turn: a tenth of a step.
+    """
+    return jax.default_backend() == "cpu"

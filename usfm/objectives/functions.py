@@ -36,6 +36,7 @@ class Functions:
         tasks: T, the number of tasks.
         encode_slots: encode of all slots in one call, every array with a leading axis S; without
             it, `encode` is vmapped.
+        unrolled: paths of parameters that are stacks of layers, and whose loop XLA unrolls.
         auxiliary: (what `encode` returns beside the maps, of all slots; valid [S, n]) -> a loss []
             that is added to those of the tasks.
     """
@@ -48,6 +49,7 @@ class Functions:
     slots: Mapping[str, int]
     tasks: int
     encode_slots: Encode | None = None
+    unrolled: tuple[str, ...] = ()
     auxiliary: Callable[[Any, jax.Array], jax.Array] = lambda aux, valid: jnp.zeros(())
 
     def encode_all(self, params: Params, batch: Batch, keys: jax.Array) -> tuple[jax.Array, Any]:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from usfm.objectives.functions import Batch, Functions, Params
+from usfm.objectives.layers import together
 from usfm.objectives.task_gradients import auxiliary_cotangents, one_slot_gradient
 
 SHARED = ("encoder", "decoders")
@@ -39,7 +40,7 @@ def of_stack(stack: Params, scale: jax.Array, key: jax.Array) -> Params:
     """The update of slots' gradients that are at hand.
 
     Args:
-        stack: every leaf [S, ...].
+        stack: every leaf [S, ...]; layers that are apart come together.
         scale: float32 [T, S], what a slot's gradient counts in its task's; 0 for other tasks'.
         key: of the draws.
     """
@@ -48,7 +49,7 @@ def of_stack(stack: Params, scale: jax.Array, key: jax.Array) -> Params:
     )
     positive = jax.tree.map(lambda g: jnp.maximum(g, 0).sum(0), tasks)
     negative = jax.tree.map(lambda g: jnp.maximum(-g, 0).sum(0), tasks)
-    return drawn(positive, negative, key)
+    return drawn(together(positive), together(negative), key)
 
 
 def drawn(positive: Params, negative: Params, key: jax.Array) -> Params:

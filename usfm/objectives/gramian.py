@@ -12,11 +12,13 @@ from jax.sharding import PartitionSpec as P
 
 from usfm import mesh
 from usfm.objectives.functions import Functions, Params
+from usfm.objectives.layers import at
 from usfm.objectives.task_gradients import SlotGradients, spread
 
 # Columns of two thin matrices that XLA's CPU backend is handed at once: of all of them, it takes
-# three times as long for their product.
-CHUNK = 2048
+# three times as long for their product. So many chunks a turn of the loop keep several threads
+# busy: XLA runs what a turn consists of in sequence while that is few operations.
+CHUNK, CHUNKS = 2048, 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,25 +82,20 @@ def _parts(
         trees.append(({"decoders": {kind: gradients.decoders[kind]}}, functions.span(kind)))
     for tree, own in trees:
         for path, stack in jax.tree_util.tree_leaves_with_path(tree):
-            group = 0 if groups is None else _at(groups.of, path)
+            group = 0 if groups is None else at(groups.of, path)
             if np.any(np.asarray(group) >= 0):
-                yield own, group, stack, None if scale is None else _at(scale, path)
-
-
-def _at(tree: Params, path: Any) -> Any:
-    for key in path:
-        tree = tree[key.key]
-    return tree
+                yield own, group, stack, None if scale is None else at(scale, path)
 
 
 def _products(
     stack: jax.Array, factor: jax.Array | None, group: int | np.ndarray, count: int
 ) -> jax.Array:
     """[count, S, S] of one leaf [S, ...]."""
-    scaled = stack if factor is None else stack * factor
     if np.ndim(group) == 0:
-        flat, other = (a.reshape(a.shape[0], -1) for a in (stack, scaled))
+        flat = stack.reshape(stack.shape[0], -1)
+        other = flat if factor is None else flat * factor.reshape(-1)
         return jnp.zeros((count, *2 * stack.shape[:1])).at[int(group)].set(_inner(flat, other))
+    scaled = stack if factor is None else stack * factor
     layers, other = (a.reshape(*a.shape[:2], -1) for a in (stack, scaled))
     members = jax.nn.one_hot(group, count)
     products = jax.vmap(_inner, 1)(layers, other)
@@ -109,16 +106,22 @@ def _inner(left: jax.Array, right: jax.Array) -> jax.Array:
     """[S, S] inner products of the rows [S, P] of two long thin matrices."""
     # Accelerators would round the factors, and a conflict is a matter of sign.
     product = functools.partial(jnp.matmul, precision="highest")
-    whole = left.shape[1] // CHUNK * CHUNK
+    turn = CHUNKS * CHUNK
+    whole = left.shape[1] // turn * turn
     if jax.default_backend() != "cpu" or not whole:
         return product(left, right.T)
 
     def add(number: jax.Array, total: jax.Array) -> jax.Array:
-        parts = (jax.lax.dynamic_slice_in_dim(a, number * CHUNK, CHUNK, 1) for a in (left, right))
-        return total + product(next(parts), next(parts).T)
+        for start in range(0, turn, CHUNK):
+            mine, other = (
+                jax.lax.dynamic_slice_in_dim(a, number * turn + start, CHUNK, 1)
+                for a in (left, right)
+            )
+            total += product(mine, other.T)
+        return total
 
     rest = product(left[:, whole:], right[:, whole:].T)
-    return jax.lax.fori_loop(0, whole // CHUNK, add, rest)
+    return jax.lax.fori_loop(0, whole // turn, add, rest)
 
 
 def _is_first(devices: jax.sharding.AbstractMesh) -> jax.Array:

@@ -11,6 +11,7 @@ from usfm.objectives import chain, graddrop
 from usfm.objectives.accumulation import accumulated
 from usfm.objectives.functions import Batch, Functions, Params, merge_slots, slot_losses
 from usfm.objectives.gramian import Groups, gramian
+from usfm.objectives.layers import together
 from usfm.objectives.task_gradients import (
     SlotGradients,
     everywhere,
@@ -327,7 +328,8 @@ def _apart(
         return graddrop.of_stack(whole(kept, stack), merge.T * weights[:, None], own)
 
     of_all = (weights[task] * share, merge.T, kept)
-    grads: Params = {"encoder": shared(of_all, gradients.encoder, 0), "decoders": {}, "heads": {}}
+    encoder = shared(of_all, gradients.encoder, 0)
+    grads: Params = {"encoder": together(encoder), "decoders": {}, "heads": {}}
     for number, kind in enumerate(functions.slots):
         own = functions.of_type(of_all, kind)
         grads["decoders"][kind] = shared(own, gradients.decoders[kind], number + 1)

@@ -22,6 +22,7 @@ from usfm.objectives.functions import (
     slot_loss,
     spread_slots,
 )
+from usfm.objectives.layers import apart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,7 @@ class SlotGradients:
     Attributes:
         sums, counts: float32 [S].
         aux: what the encoder says beside its maps, every leaf [S, ...].
-        encoder: every leaf [S, ...].
+        encoder: every leaf [S, ...], of the functions' unrolled stacks every layer (layers.py).
         decoders: by type, every leaf [S_type, ...].
         heads: by type, every leaf [S_type, T_type, ...], zero but in the row of the slot's task.
         task_embedding: [S, T, D] likewise, {} where there is none.
@@ -69,7 +70,7 @@ def slot_gradients(
             lambda p: functions.encode(p, slot["image"], slot["task"], train=True, key=key), shared
         )
         cotangent, rest = answer(out, index)
-        return rest, pull_back(cotangent)[0]
+        return rest, apart(pull_back(cotangent)[0], functions.unrolled)
 
     indices = jnp.arange(batch["task"].shape[0])
     of_all = jax.vmap(one_slot, out_axes=(None, 0), spmd_axis_name=mesh.SLOTS)
@@ -148,7 +149,8 @@ def mapped_slot_gradients(
     sums, counts, aux, encoder, embedding, decoders, heads = [], [], [], [], [], {}, {}
     for kind in functions.slots:
         own = functions.of_type((dict(batch), keys, of_aux), kind)
-        (s, c, a), g = _map(one_slot_gradient(functions, params, kind), own, at_once)
+        gradient = one_slot_gradient(functions, params, kind)
+        (s, c, a), g = _map(lambda o, f=gradient: _apart(f(o), functions), own, at_once)
         sums, counts, aux = [*sums, s], [*counts, c], [*aux, a]
         encoder, embedding = [*encoder, g["encoder"]], [*embedding, g.get("task_embedding", {})]
         decoders |= g["decoders"]
@@ -159,6 +161,11 @@ def mapped_slot_gradients(
     )
     encoder, decoders = _spread_all((encoder, decoders))
     return SlotGradients(sums, counts, aux, encoder, decoders, heads, embedding)
+
+
+def _apart(answer: tuple[Any, Params], functions: Functions) -> tuple[Any, Params]:
+    rest, gradient = answer
+    return rest, apart(gradient, functions.unrolled)
 
 
 def one_slot_gradient(

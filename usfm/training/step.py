@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from usfm.data.augment import augment, normalise, strengths
+from usfm.models import functional
 from usfm.models.m2dino import M2DINO
 from usfm.objectives import multitask
 from usfm.objectives.functions import Functions
@@ -168,5 +169,6 @@ def functions_of(
         slots=dict(slots),
         tasks=len(model.tasks),
         encode_slots=of_trainable(model.encode_slots),
+        unrolled=tuple(model.layers) if functional.unrolls() else (),
         auxiliary=router_loss,
     )
