@@ -12,7 +12,8 @@ from usfm import config as usfm_config
 def get_config(arg: str = "") -> ConfigDict:
     """The study: small models, many of them; `:debug` makes fewer and shorter ones."""
     config = usfm_config.debug(usfm_config.base())
-    config.data.update(image_size=64, min_examples=8)
+    # Augmented in full, as the studies of docs/studies were.
+    config.data.update(image_size=64, min_examples=8, augment=1.0)
     config.model.decoder_width.update(
         classification=64, detection=32, regression=32, segmentation=32
     )
