@@ -1,6 +1,7 @@
 """The multi-task loss and its gradient: the one function that a training step calls."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -316,9 +317,8 @@ def _apart(
 
     def combine(scale: jax.Array, kept: jax.Array, stack: Params) -> Params:
         """sum_s scale_s g_s."""
-        return jax.tree.map(
-            lambda g: jnp.einsum("s,s...->...", scale, g, precision="highest"), whole(kept, stack)
-        )
+        total = functools.partial(jnp.einsum, "s,s...->...", scale, precision="highest")
+        return together(jax.tree.map(total, whole(kept, stack)))
 
     def shared(slots: tuple[jax.Array, ...], stack: Params, number: int) -> Params:
         of_slots, merge, kept = slots
@@ -328,8 +328,7 @@ def _apart(
         return graddrop.of_stack(whole(kept, stack), merge.T * weights[:, None], own)
 
     of_all = (weights[task] * share, merge.T, kept)
-    encoder = shared(of_all, gradients.encoder, 0)
-    grads: Params = {"encoder": together(encoder), "decoders": {}, "heads": {}}
+    grads: Params = {"encoder": shared(of_all, gradients.encoder, 0), "decoders": {}, "heads": {}}
     for number, kind in enumerate(functions.slots):
         own = functions.of_type(of_all, kind)
         grads["decoders"][kind] = shared(own, gradients.decoders[kind], number + 1)
