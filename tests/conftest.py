@@ -259,9 +259,6 @@ class Run:
             "data.val_fraction": 0.5,
             "data.class_balanced": True,
             "data.temperature_schedule": "9=1",
-            # At :debug's .3, all eight features of the landmarks' decoder die within five steps:
-            # behind their ReLU, the tasks have no gradient.
-            "data.augment": 1.0,
             **NARROW,
             "train.steps": 24,
             "train.slots": 4,

@@ -1,12 +1,25 @@
-"""From a head's raw numbers to answers: probabilities, boxes, points."""
+"""From maps to features, and from a head's raw numbers to answers: probabilities, boxes, points."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from flax import nnx
 
-from usfm.models import heads
+from usfm.models import functional, heads
 
 TWO_OF_THREE = jnp.array([True, True, False])
+
+
+@pytest.mark.parametrize("kind", ["detection", "regression", "segmentation"])
+def test_features_that_are_below_zero_everywhere_still_learn(kind):
+    structure, params = functional.split(heads.DECODERS[kind](8, 4, jnp.float32, nnx.Rngs(0)))
+    last = params["project"] if kind == "segmentation" else params["dpt"]["fuse"][0]["conv2"]
+    last["bias"] -= 3.0
+    taps = 0.1 * jax.random.normal(jax.random.key(0), (4, 1, 2, 2, 8))
+    gradient = jax.grad(lambda p: functional.merge(structure, p)(taps).sum())(params)
+    last = gradient["project"] if kind == "segmentation" else gradient["dpt"]["fuse"][0]["conv2"]
+    assert (last["bias"] != 0).all()
 
 
 def test_cell_centres_are_x_y_over_the_image():
