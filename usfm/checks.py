@@ -156,13 +156,13 @@ def _check_tasks(data: ConfigDict) -> None:
     for task_id, share in data.fractions.items():
         if not 0 < share <= 1:
             raise UserError(f"data.fractions.{task_id}={share} is outside (0, 1]")
-    for kind, strength in data.augment_by_type.items():
+    for kind, share in data.augment_by_type.items():
         if kind not in TYPES:
             raise UserError(
                 f"data.augment_by_type: there is no task type {kind!r}; {suggest(kind, TYPES)}"
             )
-        if not isinstance(strength, int | float) or not 0 <= strength <= 1:
-            raise UserError(f"data.augment_by_type.{kind}={strength!r}: give a number from 0 to 1")
+        if not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise UserError(f"data.augment_by_type.{kind}={share!r}: give a number from 0 to 1")
     temperatures(data)
     for task_id, weight in data.weights.items():
         if not 0 < weight < float("inf"):

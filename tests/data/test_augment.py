@@ -274,13 +274,15 @@ def test_each_task_has_its_own_strength():
         assert (full[name][::2] != np.asarray(batch[name])[::2]).any(), name
 
 
-def test_a_types_strength_is_over_the_one_for_all():
+def test_a_type_has_its_share_of_the_strength_for_all():
     data = usfm_config.base().data
     tasks = [Task("a", "detection", 1), Task("b", "segmentation", 2), Task("c", "regression", 0, 1)]
     data.augment = 0.5
     assert strengths(data, tasks).tolist() == [0.5, 0.5, 0.5]
-    data.augment_by_type = {"segmentation": 1.0, "regression": 0.0}
-    assert strengths(data, tasks).tolist() == [0.5, 1.0, 0.0]
+    data.augment_by_type = {"segmentation": 0.5, "regression": 0.0}
+    assert strengths(data, tasks).tolist() == [0.5, 0.25, 0.0]
+    data.augment = 0.0  # nothing of it is left where it is switched off for all
+    assert not strengths(data, tasks).any()
 
 
 def test_no_strength_at_all_compiles_to_the_plain_cast():

@@ -23,9 +23,9 @@ Batch = Mapping[str, jax.Array]
 
 
 def strengths(data: ConfigDict, tasks: Sequence[Task]) -> np.ndarray:
-    """The strength for each task, float32 [T]: data.augment_by_type's, else data.augment."""
-    by_type = data.augment_by_type
-    return np.array([by_type.get(task.type, data.augment) for task in tasks], np.float32)
+    """The strength for each task, float32 [T]: its type's share of data.augment."""
+    share = data.augment_by_type
+    return np.array([data.augment * share.get(task.type, 1.0) for task in tasks], np.float32)
 
 
 def augment(
