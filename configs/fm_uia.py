@@ -21,5 +21,5 @@ def get_config(arg: str = "") -> ConfigDict:
     # Classes and boxes of few images need images that move; masks and points, in so few steps,
     # learn less from them (docs/benchmarks.md).
     config.data.augment = 0.6
-    config.data.augment_by_type = {"segmentation": 0.5, "regression": 0.5}
+    config.data.augment_by_type.update(segmentation=0.5, regression=0.5)
     return config

@@ -19,6 +19,7 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("data.min_examples", 1, float("inf")),
     ("data.workers", 0, float("inf")),
     ("data.augment", 0.0, 1.0),
+    *((f"data.augment_by_type.{kind}", 0.0, 1.0) for kind in TYPES),
     ("train.steps", 1, float("inf")),
     ("train.seconds", 0.0, float("inf")),
     ("train.slots", 1, float("inf")),
@@ -150,19 +151,12 @@ def check(config: ConfigDict) -> None:
 
 
 def _check_tasks(data: ConfigDict) -> None:
-    """What is given by task, or by type of task."""
+    """What is given by task."""
     from usfm.data.mixing import temperatures
 
     for task_id, share in data.fractions.items():
         if not 0 < share <= 1:
             raise UserError(f"data.fractions.{task_id}={share} is outside (0, 1]")
-    for kind, share in data.augment_by_type.items():
-        if kind not in TYPES:
-            raise UserError(
-                f"data.augment_by_type: there is no task type {kind!r}; {suggest(kind, TYPES)}"
-            )
-        if not isinstance(share, int | float) or not 0 <= share <= 1:
-            raise UserError(f"data.augment_by_type.{kind}={share!r}: give a number from 0 to 1")
     temperatures(data)
     for task_id, weight in data.weights.items():
         if not 0 < weight < float("inf"):

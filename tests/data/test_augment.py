@@ -279,7 +279,7 @@ def test_a_type_has_its_share_of_the_strength_for_all():
     tasks = [Task("a", "detection", 1), Task("b", "segmentation", 2), Task("c", "regression", 0, 1)]
     data.augment = 0.5
     assert strengths(data, tasks).tolist() == [0.5, 0.5, 0.5]
-    data.augment_by_type = {"segmentation": 0.5, "regression": 0.0}
+    data.augment_by_type.update(segmentation=0.5, regression=0.0)
     assert strengths(data, tasks).tolist() == [0.5, 0.25, 0.0]
     data.augment = 0.0  # nothing of it is left where it is switched off for all
     assert not strengths(data, tasks).any()

@@ -166,7 +166,7 @@ def test_images_are_augmented_by_the_strength_of_their_type(monkeypatch):
     monkeypatch.setattr(step_module, "augment", watched)
     config = usfm_config.debug(usfm_config.base())
     config.data.augment = 0.5
-    config.data.augment_by_type = {"classification": 0.25, "detection": 0.75}
+    config.data.augment_by_type.update(classification=0.25, detection=0.75)
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "expert": 1}, jax.devices()[:1])
     with jax.set_mesh(mesh):
         program = make_program(config, TASKS, {"classification": 2}, mesh)

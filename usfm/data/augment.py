@@ -24,8 +24,8 @@ Batch = Mapping[str, jax.Array]
 
 def strengths(data: ConfigDict, tasks: Sequence[Task]) -> np.ndarray:
     """The strength for each task, float32 [T]: its type's share of data.augment."""
-    share = data.augment_by_type
-    return np.array([data.augment * share.get(task.type, 1.0) for task in tasks], np.float32)
+    shares = [data.augment_by_type[task.type] for task in tasks]
+    return np.float32(data.augment) * np.array(shares, np.float32)
 
 
 def augment(
