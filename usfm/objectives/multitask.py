@@ -12,6 +12,7 @@ from usfm.objectives import chain, graddrop
 from usfm.objectives.accumulation import accumulated
 from usfm.objectives.functions import Batch, Functions, Params, merge_slots, slot_losses
 from usfm.objectives.gramian import Groups, gramian
+from usfm.objectives.halves import as_slots, halved
 from usfm.objectives.layers import together
 from usfm.objectives.task_gradients import (
     SlotGradients,
@@ -150,7 +151,7 @@ def answer(
             return _streamed(functions, params, batch, keys, weigh, skip_nonfinite, method_key)
         case _:
             if halves:
-                functions, batch, keys = _halved(functions, batch, keys)
+                functions, batch, keys = halved(functions, batch, keys)
             gradients = (
                 slot_gradients(functions, params, batch, keys)
                 if engine == "stack"
@@ -158,7 +159,7 @@ def answer(
             )
             drop_key = method_key if weighting.needs == "gradients" else None
             out = _apart(functions, batch, gradients, weigh, skip_nonfinite, drop_key)
-            return dataclasses.replace(out, aux=_as_slots(out.aux)) if halves else out
+            return dataclasses.replace(out, aux=as_slots(out.aux)) if halves else out
 
 
 def task_losses(
@@ -372,29 +373,3 @@ def _square_norm(
     counts = gradients.counts
     pairs = (counts @ of_task) ** 2 - counts**2 @ of_task
     return jnp.where(pairs > 0.5, total / jnp.maximum(pairs, 1), jnp.nan)
-
-
-def _halved(
-    functions: Functions, batch: Batch, keys: jax.Array
-) -> tuple[Functions, Batch, jax.Array]:
-    """The same batch as slots of half as many images, one beside the other."""
-    images = batch["valid"].shape[1]
-
-    def halve(name: str, array: jax.Array) -> jax.Array:
-        if name == "task":
-            return jnp.repeat(array, 2)
-        return array.reshape(2 * array.shape[0], images // 2, *array.shape[2:])
-
-    slots = {kind: 2 * count for kind, count in functions.slots.items()}
-    halves = {name: halve(name, array) for name, array in batch.items()}
-    return dataclasses.replace(functions, slots=slots), halves, jnp.repeat(keys, 2)
-
-
-def _as_slots(aux: Any) -> Any:
-    """[2 S, layers, n / 2, ...] of halves as [S, layers, n, ...]."""
-
-    def join(leaf: jax.Array) -> jax.Array:
-        pairs = jnp.moveaxis(leaf.reshape(-1, 2, *leaf.shape[1:]), 1, 2)
-        return pairs.reshape(-1, leaf.shape[1], 2 * leaf.shape[2], *leaf.shape[3:])
-
-    return jax.tree.map(join, aux)
