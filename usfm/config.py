@@ -54,7 +54,7 @@ def base() -> ConfigDict:
     # most of that is C: processes pay only where that is not enough.
     config.data.workers = 0
     config.data.augment = 1.0  # strength of the augmentation, 0 to 1
-    config.data.augment_by_type = ConfigDict(dict.fromkeys(TYPES, 1.0))  # what of it a type gets
+    config.data.augment_by_type = ConfigDict(dict.fromkeys(TYPES, 1.0))  # a type's share of it
 
     config.model = ConfigDict()
     config.model.variant = "vits16"
