@@ -57,6 +57,8 @@ def test_debug_makes_any_config_small():
         ("data.weights", {"FUGC": float("nan")}, r"data\.weights\.FUGC=nan: give a number"),
         ("data.augment", -0.1, r"data\.augment=-0\.1 is outside \[0, 1\]"),
         ("data.augment_by_type.detection", 2.0, r"by_type\.detection=2\.0 is outside \[0, 1"),
+        ("data.augment_by_type", {"detection": 0.5}, r"by_type\.classification is missing: change"),
+        ("model.decoder_width", {"detection": 8}, r"decoder_width\.classification is missing"),
         ("multitask.options.cagrad.c", 1.5, r"options\.cagrad\.c=1\.5 is outside \[0, 0\.99"),
         ("multitask.options.dwa.window", 0, r"options\.dwa\.window=0 is outside"),
         ("multitask.options.aligned_mtl.scale", "max", r"scale='max' is not one of min, median"),

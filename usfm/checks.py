@@ -119,7 +119,8 @@ def check(config: ConfigDict) -> None:
         scales = tuple(config.predict.scales)
         raise UserError(f"predict.scales={scales}: give one number or more from 0.25 to 4")
     _check_tasks(config.data)
-    for kind, width in config.model.decoder_width.items():
+    for kind in TYPES:
+        width = _value(config, f"model.decoder_width.{kind}")
         if width < 1 or (width > 64 and width % 64):
             raise UserError(
                 f"model.decoder_width.{kind}={width}: give up to 64 channels, or a multiple of 64"
@@ -164,7 +165,11 @@ def _check_tasks(data: ConfigDict) -> None:
 
 
 def _value(config: ConfigDict, field: str) -> Any:
-    return functools.reduce(operator.getitem, field.split("."), config)
+    try:
+        return functools.reduce(operator.getitem, field.split("."), config)
+    except KeyError as error:  # a group was set as a whole, which no lock of its fields sees
+        group, _, name = field.rpartition(".")
+        raise UserError(f"{field} is missing: change {group} by .update({name}=...)") from error
 
 
 def _check_moe(model: ConfigDict) -> None:
