@@ -24,7 +24,8 @@ def encode(params, image, task, *, train, key):
 
 
 def decode(params, kind, maps, task):
-    return {"answer": maps[0] @ params["heads"][kind][task % 2]}
+    features = maps[0] * params["decoders"][kind]["parts"][0]
+    return {"answer": features @ params["heads"][kind][task % 2]}
 
 
 def loss(kind, outputs, labels, valid):
@@ -39,7 +40,8 @@ PARAMS = {
         "blocks": {"w": jax.random.normal(KEYS[0], (LAYERS, WIDTH, WIDTH))},
         "norm": jnp.ones(WIDTH),
     },
-    "decoders": {"classification": {}, "regression": {}},
+    # Parts of a list have numbers for names.
+    "decoders": {kind: {"parts": {0: jnp.ones(WIDTH)}} for kind in WHOLE.slots},
     "heads": {
         kind: jax.random.normal(key, (2, WIDTH))
         for kind, key in zip(WHOLE.slots, KEYS[1:], strict=False)
@@ -51,9 +53,14 @@ BATCH = {
     "valid": jnp.ones((TASKS, IMAGES), bool),
     "label": jnp.zeros((TASKS, IMAGES)),
 }
-# The first layer and the norm; the second layer; the third does not count.
-GROUPS = Groups(("a", "b"), {"encoder": {"blocks": {"w": np.array([0, 1, -1])}, "norm": 0}})
-SCALE = {"encoder": jax.tree.map(lambda p: jnp.arange(p.size).reshape(p.shape), PARAMS["encoder"])}
+SHARED = {part: PARAMS[part] for part in ("encoder", "decoders")}
+# The first layer and the norm; the second layer; what else there is does not count.
+GROUPS = Groups(
+    ("a", "b"),
+    jax.tree.map(lambda _: -1, SHARED)
+    | {"encoder": {"blocks": {"w": np.array([0, 1, -1])}, "norm": 0}},
+)
+SCALE = jax.tree.map(lambda p: jnp.arange(p.size).reshape(p.shape), SHARED)
 
 
 def answer(functions, **settings):

@@ -18,7 +18,7 @@ def apart(params: Any, stacks: Iterable[str]) -> Any:
     prefixes = tuple(f"{stack}/" for stack in stacks)
 
     def layers(path: Any, leaf: jax.Array) -> Any:
-        name = "/".join(key.key for key in path)
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
         return tuple(leaf) if name.startswith(prefixes) else leaf
 
     return jax.tree_util.tree_map_with_path(layers, params)
