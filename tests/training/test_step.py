@@ -10,8 +10,8 @@ import pytest
 
 from usfm import config as usfm_config
 from usfm.models.functional import path_name
-from usfm.tasks import Task
-from usfm.training import sharding
+from usfm.tasks import TYPES, Task
+from usfm.training import memory, sharding
 from usfm.training import step as step_module
 from usfm.training.checkpoint import Checkpoints
 from usfm.training.program import make_program
@@ -188,3 +188,36 @@ def test_an_encoder_with_low_rank_updates_learns_in_them_alone():
     of_encoder = {name for name in before if name.startswith("encoder/")}
     assert moved & of_encoder == {n for n in of_encoder if n.endswith(("lora_a", "lora_b"))}
     assert moved - of_encoder == before.keys() - of_encoder
+
+
+ALL_TYPES = (
+    Task("cls", "classification", num_classes=2),
+    Task("det", "detection", num_classes=1),
+    Task("pts", "regression", num_points=2),
+    Task("seg", "segmentation", num_classes=2),
+)
+
+
+@pytest.mark.parametrize(
+    ("engine", "method", "record"),
+    [
+        ("plain", "sum", False),
+        ("layer", "gradnorm", False),
+        ("stack", "upgrad", True),
+        ("stack_map", "upgrad", True),
+        ("stream", "graddrop", False),
+    ],
+)
+def test_every_engine_takes_the_decoders_of_all_types(engine, method, record):
+    config = usfm_config.debug(usfm_config.base())
+    config.train.update(slots=4, examples_per_slot=2)
+    config.multitask.update(engine=engine, method=method, record=record)
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "expert": 1}, jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        program = make_program(config, ALL_TYPES, dict.fromkeys(TYPES, 1), mesh)
+        batch = memory.abstract_batch(program, config, mesh)
+        state, metrics = jax.eval_shape(program.step, program.abstract, batch, Own(np.uint32(0)))
+    shapes, expected = (jax.tree.map(np.shape, tree) for tree in (state, program.abstract))
+    assert shapes == expected
+    if record:
+        assert metrics["record"]["gramian"].shape[1:] == (4, 4)
