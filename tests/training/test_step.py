@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from usfm import config as usfm_config
 from usfm.models.functional import path_name
@@ -14,7 +16,7 @@ from usfm.tasks import TYPES, Task
 from usfm.training import memory, sharding
 from usfm.training import step as step_module
 from usfm.training.checkpoint import Checkpoints
-from usfm.training.program import make_program
+from usfm.training.program import Program, make_program
 from usfm.training.state import TrainState
 from usfm.training.step import Own
 
@@ -46,6 +48,15 @@ def named(tree) -> dict[str, np.ndarray]:
     return {path_name(path): np.array(leaf) for path, leaf in leaves}
 
 
+def made(
+    config: ConfigDict, tasks: tuple[Task, ...], slots: dict[str, int]
+) -> tuple[Mesh, Program]:
+    """The program of a config, and its mesh of one device."""
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "expert": 1}, jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        return mesh, make_program(config, tasks, slots, mesh)
+
+
 Take = Callable[[TrainState, Any], Any]  # a step of (state, batch)
 
 
@@ -56,10 +67,9 @@ def start(**fields) -> tuple[Take, TrainState, TrainState]:
         {"train.steps": 100, "optimizer.warmup": 0.0, "model.decoder_width.classification": 24}
         | fields
     )
-    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "expert": 1}, jax.devices()[:1])
+    mesh, program = made(config, TASKS, {"classification": 2})
     own = Own(np.uint32(config.train.seed))
     with jax.set_mesh(mesh):
-        program = make_program(config, TASKS, {"classification": 2}, mesh)
         state = program.start(own.seed)
 
     def in_mesh(state: TrainState, batch: Any) -> Any:
@@ -167,9 +177,8 @@ def test_images_are_augmented_by_the_strength_of_their_type(monkeypatch):
     config = usfm_config.debug(usfm_config.base())
     config.data.augment = 0.5
     config.data.augment_by_type.update(classification=0.25, detection=0.75)
-    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "expert": 1}, jax.devices()[:1])
+    mesh, program = made(config, TASKS, {"classification": 2})
     with jax.set_mesh(mesh):
-        program = make_program(config, TASKS, {"classification": 2}, mesh)
         jax.eval_shape(program.step, program.abstract, make_batch(0), Own(np.uint32(0)))
     assert asked["strength"].tolist() == [0.125, 0.125]
     assert asked["flip_ok"].tolist() == [True, True]
@@ -212,9 +221,8 @@ def test_every_engine_takes_the_decoders_of_all_types(engine, method, record):
     config = usfm_config.debug(usfm_config.base())
     config.train.update(slots=4, examples_per_slot=2)
     config.multitask.update(engine=engine, method=method, record=record)
-    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "expert": 1}, jax.devices()[:1])
+    mesh, program = made(config, ALL_TYPES, dict.fromkeys(TYPES, 1))
     with jax.set_mesh(mesh):
-        program = make_program(config, ALL_TYPES, dict.fromkeys(TYPES, 1), mesh)
         batch = memory.abstract_batch(program, config, mesh)
         state, metrics = jax.eval_shape(program.step, program.abstract, batch, Own(np.uint32(0)))
     shapes, expected = (jax.tree.map(np.shape, tree) for tree in (state, program.abstract))
