@@ -18,9 +18,10 @@ def get_config(arg: str = "") -> ConfigDict:
     if not arg:
         return config
     config = usfm_config.debug(config)
-    # For minutes on two cores (docs/benchmarks.md): many small steps, and images that move much for
-    # classes and boxes, less for masks and points.
-    config.train.update(steps=500, examples_per_slot=2)
+    # For minutes on two cores (docs/benchmarks.md): many small steps that go far, and images that
+    # move much for classes and boxes, less for masks and points.
+    config.train.update(steps=400, examples_per_slot=2)
+    config.optimizer.update(name="muon", learning_rate=2e-3)
     config.data.augment = 0.6
     config.data.augment_by_type.update(segmentation=0.5, regression=0.5)
     return config

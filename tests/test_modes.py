@@ -193,13 +193,17 @@ def test_what_is_scored_is_what_the_newest_checkpoint_averaged(workdir):
 def test_a_run_begun_before_a_field_existed_is_refused_in_one_line(workdir):
     path = workdir / "config.json"
     config = json.loads(path.read_text())
-    del config["predict"], config["features"]["task"]  # which change nothing of what was learned
+    # Which change nothing of what was learned, or nothing any more.
+    del config["predict"], config["features"]["task"], config["optimizer"]["name"]
+    del config["multitask"]["options"]["dwa"]
     path.write_text(json.dumps(config))
     assert config_of(workdir).predict.scales == [1.0]
+    assert config_of(workdir).optimizer.name == "adamw"
+    assert config_of(workdir).multitask.options.dwa.window == 100
     assert config_of(workdir).features.to_dict() == {"task": "", "format": "npz"}
-    del config["train"]["ema"], config["optimizer"]["b2"]
+    del config["train"]["ema"], config["model"]["dtype"]
     path.write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"config\.json lacks optimizer\.b2, train\.ema: [^\n]*$"):
+    with pytest.raises(UserError, match=r"config\.json lacks model\.dtype, train\.ema: [^\n]*$"):
         config_of(workdir)
 
 

@@ -105,6 +105,7 @@ def check(config: ConfigDict) -> None:
         "model.variant": tuple(VARIANTS),
         "model.dtype": ("float32", "bfloat16"),
         "model.remat": tuple(REMAT),
+        "optimizer.name": ("adamw", "muon"),
         "multitask.options.aligned_mtl.scale": ("min", "median", "rmse"),
     }.items():
         value = _value(config, field)

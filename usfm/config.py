@@ -1,5 +1,6 @@
 """Every field of a run, its default and what it means; configs/ change what an experiment needs."""
 
+import functools
 import json
 import pathlib
 import sys
@@ -95,6 +96,8 @@ def base() -> ConfigDict:
     config.train.ema = 0.9998
 
     config.optimizer = ConfigDict()
+    # Or muon, whose steps go further where a model is trained from scratch (docs/model.md).
+    config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 3e-4
     config.optimizer.head_learning_rate = 0.0  # of all but the encoder; 0 = the same
     config.optimizer.layer_decay = 1.0  # of the rate, from each encoder layer to the one before
@@ -228,6 +231,9 @@ FREE = ("data.root", "data.tfds.data_dir", "data.cache_dir", "data.workers", "tr
         "study.models", "study.executor", "study.processes", "study.pack",
         "study.slurm")  # fmt: skip
 
+# Fields that say how a run learns: no matter to what has been learned.
+LEARNED = ("data.augment", "data.temperature", "data.weights", "multitask.", "optimizer.")
+
 
 def check_resumable(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Refuses to go on in a workdir with another config than the one it was begun with.
@@ -278,22 +284,25 @@ def of_run(workdir: pathlib.Path, changed: dict[str, Any]) -> ConfigDict:
     path = workdir / "config.json"
     if not path.exists():
         raise UserError(f"{workdir} holds no run (no config.json): train first, or correct it")
-    config = read(path)
-    held = [f"{name}." for name in flat(to_dict(config))]
+    theirs = to_dict(read(path))
+    held = [f"{name}." for name in flat(theirs)]
     lacking = {
         name: value
         for name, value in flat(to_dict(base())).items()
         if not any(h.startswith(f"{name}.") for h in held)
     }
-    # What a run learned does not hang on these, so they may be younger than it.
-    for name in [name for name in lacking if name.startswith(FREE)]:
-        room, _, field = name.partition(".")
-        config.update({room: {field: lacking.pop(name)}})
+    # What a run learned is read the same whatever these are, so they may be younger than it.
+    for name in [name for name in lacking if name.startswith(FREE + LEARNED)]:
+        *rooms, field = name.split(".")
+        functools.reduce(lambda room, inner: room.setdefault(inner, {}), rooms, theirs)[field] = (
+            lacking.pop(name)
+        )
     if lacking:
         raise UserError(
             f"{path} lacks {', '.join(lacking)}: its run was begun with another version of usfm; "
             "use that one, or train again in another --workdir"
         )
+    config = ConfigDict(theirs)
     config.update_from_flattened_dict(changed)
     return config
 

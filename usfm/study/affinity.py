@@ -51,7 +51,7 @@ def affinity(
 
     Args:
         record: as training/record.py reads it, or some of its steps.
-        preconditioned: of the gradients as Adam scales them.
+        preconditioned: of the gradients as the optimizer scales them.
         group: of layers; None = all together.
     """
     prefix = "preconditioned_" if preconditioned else ""

@@ -1,4 +1,4 @@
-"""AdamW: a linear warm-up, a cosine to zero, clipping by the global norm, and rates by layer."""
+"""AdamW or Muon: a linear warm-up, a cosine to zero, clipping, decay, and rates by layer."""
 
 import re
 from typing import Any
@@ -10,6 +10,7 @@ import optax
 from ml_collections import ConfigDict
 
 from usfm.models.functional import path_name
+from usfm.training import muon
 from usfm.training.names import Layers, by_layer, matches
 
 
@@ -35,26 +36,33 @@ def make(config: ConfigDict, steps: int, layers: Layers) -> optax.GradientTransf
     Returns:
         a transformation of gradients of the trainable parameters, None in place of the others.
     """
+    adam = optax.scale_by_adam(b2=config.b2)
+    direction = {"adamw": adam, "muon": muon.make(adam)}[config.name]
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            schedule(config, steps), b2=config.b2, weight_decay=config.weight_decay, mask=decays
-        ),
+        direction,
+        optax.add_decayed_weights(config.weight_decay, mask=decays),
+        optax.scale_by_learning_rate(schedule(config, steps)),
         # After the decay, which is thereby scaled too.
         optax.stateless(lambda updates, _: _scale(updates, rates(updates, config, layers))),
     )
 
 
 def preconditioner(opt_state: Any, config: ConfigDict) -> Any:
-    """What Adam multiplies a gradient by, like the parameters: 1 / (sqrt(v) + eps), v unbiased.
+    """What the optimizer multiplies a gradient by, in arrays that broadcast to the parameters.
+
+    Adam's is 1 / (sqrt(v) + eps), v unbiased; Muon's of a matrix see `muon.step_sizes`.
 
     Args:
         opt_state: after an update at least.
         config: the run's `optimizer`.
     """
-    adam = optax.tree_utils.tree_get(opt_state, "ScaleByAdamState")
+    adam = optax.tree.get(opt_state, "ScaleByAdamState")
     unbiased = 1 / (1 - config.b2**adam.count)
-    return jax.tree.map(lambda v: 1 / (jnp.sqrt(v * unbiased) + 1e-8), adam.nu)
+    scales = jax.tree.map(lambda v: 1 / (jnp.sqrt(v * unbiased) + 1e-8), adam.nu)
+    if config.name == "adamw":
+        return scales
+    return muon.merged(scales, muon.step_sizes(opt_state))
 
 
 def decays(params: Any) -> Any:
