@@ -190,7 +190,7 @@ def test_what_is_scored_is_what_the_newest_checkpoint_averaged(workdir):
     assert (averages[kernel] != last[kernel]).any()
 
 
-def test_a_run_begun_before_a_field_existed_is_refused_in_one_line(workdir):
+def test_a_run_begun_before_a_field_existed_is_read_or_refused_in_one_line(workdir):
     path = workdir / "config.json"
     config = json.loads(path.read_text())
     # Which change nothing of what was learned, or nothing any more.

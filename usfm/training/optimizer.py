@@ -40,9 +40,12 @@ def make(config: ConfigDict, steps: int, layers: Layers) -> optax.GradientTransf
     direction = {"adamw": adam, "muon": muon.make(adam)}[config.name]
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        direction,
-        optax.add_decayed_weights(config.weight_decay, mask=decays),
-        optax.scale_by_learning_rate(schedule(config, steps)),
+        # Nested as in optax.adamw, whose checkpoints are of older runs.
+        optax.chain(
+            direction,
+            optax.add_decayed_weights(config.weight_decay, mask=decays),
+            optax.scale_by_learning_rate(schedule(config, steps)),
+        ),
         # After the decay, which is thereby scaled too.
         optax.stateless(lambda updates, _: _scale(updates, rates(updates, config, layers))),
     )

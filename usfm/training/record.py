@@ -6,7 +6,7 @@ losses [k, T], present [k, T], tasks [T] and groups [G] (names), and
     gramian, preconditioned_gramian            float32 [k, G, T, T]
     square_norm, preconditioned_square_norm    float32 [k, G, T], unbiased; NaN where unknown
 
-The preconditioned ones are <g_i, P g_j> P being what the optimizer multiplies gradients by
+The preconditioned ones are <g_i, P g_j>, P being what the optimizer multiplies gradients by
 after the step (`optimizer.preconditioner`). Groups of layers add up.
 """
 
