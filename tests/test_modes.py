@@ -362,7 +362,7 @@ def test_advice_of_a_short_run_is_that_it_is_too_short(workdir, capsys):
 
 def test_a_run_goes_on_only_with_its_own_config(workdir):
     config = config_of(workdir, **{"optimizer.learning_rate": 7.0})
-    with pytest.raises(UserError, match=r"learning_rate: 0\.001 before, 7\.0 now"):
+    with pytest.raises(UserError, match=r"learning_rate: 0\.002 before, 7\.0 now"):
         modes.run_train(config, workdir)
 
 
