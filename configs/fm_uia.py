@@ -11,7 +11,7 @@ from usfm.errors import UserError
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The experiment; `:debug` shrinks it to a two-minute CPU run."""
+    """The experiment; `:debug` shrinks it to a three-minute CPU run."""
     if arg not in ("", "debug"):
         raise UserError(f"configs/fm_uia.py:{arg} is not known; give :debug or nothing")
     config = usfm_config.base()
