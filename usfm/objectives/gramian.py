@@ -18,7 +18,9 @@ from usfm.objectives.task_gradients import SlotGradients, spread
 # Columns of two thin matrices that XLA's CPU backend is handed at once: of all of them, it takes
 # three times as long for their product. So many chunks a turn of the loop keep several threads
 # busy: XLA runs what a turn consists of in sequence while that is few operations.
-CHUNK, CHUNKS = 2048, 12
+CHUNK, CHUNKS = 6144, 3
+# Its products are twice as fast where their last axis is a multiple of so many (of a CPU's vector).
+LANES = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,25 +105,33 @@ def _products(
 
 
 def _inner(left: jax.Array, right: jax.Array) -> jax.Array:
-    """[S, S] inner products of the rows [S, P] of two long thin matrices."""
+    """[S, S] inner products of the rows [S, P] of two long thin matrices.
+
+    They are symmetric: the rows of one matrix are those of the other, scaled column by column.
+    """
     # Accelerators would round the factors, and a conflict is a matter of sign.
     product = functools.partial(jnp.matmul, precision="highest")
-    turn = CHUNKS * CHUNK
-    whole = left.shape[1] // turn * turn
-    if jax.default_backend() != "cpu" or not whole:
+    if jax.default_backend() != "cpu":
         return product(left, right.T)
+    even = left.shape[0] // LANES * LANES
 
-    def add(number: jax.Array, total: jax.Array) -> jax.Array:
-        for start in range(0, turn, CHUNK):
-            mine, other = (
-                jax.lax.dynamic_slice_in_dim(a, number * turn + start, CHUNK, 1)
-                for a in (left, right)
-            )
-            total += product(mine, other.T)
+    def halves(start: Any, size: int) -> tuple[jax.Array, jax.Array]:
+        """[S, even] and [S - even, S - even] of so many columns: symmetry knows the others."""
+        mine, other = (jax.lax.dynamic_slice_in_dim(a, start, size, 1) for a in (left, right))
+        return product(mine, other[:even].T), product(mine[even:], other[even:].T)
+
+    def add(number: jax.Array, total: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        for chunk in range(CHUNKS):
+            more = halves((number * CHUNKS + chunk) * CHUNK, CHUNK)
+            total = jax.tree.map(jnp.add, total, more)
         return total
 
-    rest = product(left[:, whole:], right[:, whole:].T)
-    return jax.lax.fori_loop(0, whole // turn, add, rest)
+    turn = CHUNKS * CHUNK
+    # XLA unrolls a loop of one turn, and then copies all chunks before it multiplies the first.
+    turns = left.shape[1] // turn if left.shape[1] >= 2 * turn else 0
+    rest = halves(turns * turn, left.shape[1] - turns * turn)
+    first, corner = jax.lax.fori_loop(0, turns, add, rest) if turns else rest
+    return jnp.block([first, jnp.concatenate([first[even:].T, corner])])
 
 
 def _is_first(devices: jax.sharding.AbstractMesh) -> jax.Array:
