@@ -289,8 +289,7 @@ class DINOv3(nnx.Module):
             images_lie: where the images lie on the mesh; None = the compiler finds a place.
         """
         batch, height, width = images.shape[0], images.shape[1] // PATCH, images.shape[2] // PATCH
-        x = self.patch_embed(patches(_lie(images, images_lie)))
-        x = _lie(x.reshape(batch, height * width, -1), images_lie)
+        x = _lie(self.patch_embed(patches(_lie(images, images_lie))), images_lie)
         if mask is not None:
             x = jnp.where(mask[..., None], self.mask_token[...].astype(x.dtype), x)
         prefix = jnp.concatenate([self.cls_token[...], self.register_tokens[...]])
@@ -353,10 +352,10 @@ def drop_path(key: jax.Array, rate: float, layers: int, images: int) -> jax.Arra
 
 
 def patches(images: jax.Array) -> jax.Array:
-    """[B, H, W, 3] to [B * h * w, 16 * 16 * 3], row-major: a stride-16 convolution's input."""
+    """[B, H, W, 3] to [B, h * w, 16 * 16 * 3], row-major: a stride-16 convolution's input."""
     batch, height, width, channels = images.shape
     x = images.reshape(batch, height // PATCH, PATCH, width // PATCH, PATCH, channels)
-    return jnp.moveaxis(x, 2, 3).reshape(-1, PATCH * PATCH * channels)
+    return jnp.moveaxis(x, 2, 3).reshape(batch, -1, PATCH * PATCH * channels)
 
 
 def rotary(
