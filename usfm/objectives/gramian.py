@@ -115,21 +115,21 @@ def _inner(left: jax.Array, right: jax.Array) -> jax.Array:
         return product(left, right.T)
     even = left.shape[0] // LANES * LANES
 
-    def halves(start: Any, size: int) -> tuple[jax.Array, jax.Array]:
+    def of_columns(start: Any, size: int) -> tuple[jax.Array, jax.Array]:
         """[S, even] and [S - even, S - even] of so many columns: symmetry knows the others."""
         mine, other = (jax.lax.dynamic_slice_in_dim(a, start, size, 1) for a in (left, right))
         return product(mine, other[:even].T), product(mine[even:], other[even:].T)
 
     def add(number: jax.Array, total: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         for chunk in range(CHUNKS):
-            more = halves((number * CHUNKS + chunk) * CHUNK, CHUNK)
+            more = of_columns((number * CHUNKS + chunk) * CHUNK, CHUNK)
             total = jax.tree.map(jnp.add, total, more)
         return total
 
     turn = CHUNKS * CHUNK
     # XLA unrolls a loop of one turn, and then copies all chunks before it multiplies the first.
     turns = left.shape[1] // turn if left.shape[1] >= 2 * turn else 0
-    rest = halves(turns * turn, left.shape[1] - turns * turn)
+    rest = of_columns(turns * turn, left.shape[1] - turns * turn)
     first, corner = jax.lax.fori_loop(0, turns, add, rest) if turns else rest
     return jnp.block([first, jnp.concatenate([first[even:].T, corner])])
 
