@@ -161,5 +161,6 @@ def test_long_gradients_are_multiplied_whole(columns, slots):
         ({"encoder": {"kernel": jnp.asarray(factor)}}, exact * factor @ exact.T),
     ):
         found = gramian(gradients, FUNCTIONS, scale=scale)[0]
-        # A plain product's float32 sums are up to 1.5e-6 off.
-        np.testing.assert_allclose(found, expected, atol=3e-6 * np.abs(expected).max())
+        # Of many slots a plain product's float32 sums, too, are up to 1.5e-6 off.
+        tolerance = 1e-6 if slots == 5 else 3e-6
+        np.testing.assert_allclose(found, expected, atol=tolerance * np.abs(expected).max())
