@@ -158,7 +158,7 @@ def test_an_upcycled_mixture_answers_as_the_plain_network(gated, top_k, train):
     x, condition, _ = make_inputs()
     for layer in (0, 2):
         of_plain, of_mixture = jax.tree.map(lambda a, i=layer: a[i], (plain, params))
-        theirs = functional.merge(functional.structure(make), of_plain)(x)
+        theirs = functional.merge(functional.structure(make), of_plain)(x, jnp.ones(WIDTH))
         ours, routing = run(of_mixture, x, condition, train)
         assert not routing["dropped"].any()
         close(ours, theirs)

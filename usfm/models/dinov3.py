@@ -20,6 +20,7 @@ from usfm.models import functional
 from usfm.models.activation import gelu, precise
 from usfm.models.lora import NO_LORA, Linear, LoRA
 from usfm.models.moe import Mixture, MoE
+from usfm.models.norm import LayerNorm
 
 PATCH = 16
 REGISTERS = 4
@@ -73,8 +74,10 @@ class Attention(nnx.Module):
         self.v_bias = nnx.Param(jnp.zeros(width)) if variant.qv_bias else None
         self.out = Linear(width, width, lora, dtype, rngs)
 
-    def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
-        """[B, N, D] to [B, N, D]; rope as `rotary` makes it."""
+    def __call__(
+        self, x: jax.Array, rope: tuple[jax.Array, jax.Array], scale: jax.Array
+    ) -> jax.Array:
+        """[B, N, D] to [B, N, D], times `scale` [D]; rope as `rotary` makes it."""
         q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
         if self.q_bias is not None and self.v_bias is not None:
             q, v = q + self.q_bias[...].astype(q.dtype), v + self.v_bias[...].astype(v.dtype)
@@ -83,7 +86,7 @@ class Attention(nnx.Module):
         # By the platform that the program is for, which need not be the one that traces it.
         flash = {"cuda": _attend_cudnn} if _has_cudnn(q.dtype) else {}
         x = jax.lax.platform_dependent(q, k, v, cpu=_attend_cpu, default=_attend, **flash)
-        return self.out(x.reshape(*x.shape[:-2], -1))
+        return self.out(x.reshape(*x.shape[:-2], -1), scale)
 
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -143,8 +146,8 @@ class MLP(nnx.Module):
         self.up = linear(variant.width, variant.mlp_width)
         self.down = linear(variant.mlp_width, variant.width)
 
-    def __call__(self, x: jax.Array, images: P | None = None) -> jax.Array:
-        """[B, N, D] to [B, N, D], where `images` says how the images lie on the mesh."""
+    def __call__(self, x: jax.Array, scale: jax.Array, images: P | None = None) -> jax.Array:
+        """[B, N, D] to [B, N, D], times `scale` [D]; `images` lie so on the mesh."""
         # With two axes of tokens XLA's CPU backend writes hidden units twice where slots' gradients
         # are kept apart: once for the product of all slots, once for each slot's derivative.
         tokens = x.reshape(-1, x.shape[-1])
@@ -153,7 +156,7 @@ class MLP(nnx.Module):
             hidden = gelu(hidden)
         else:
             hidden = jax.nn.silu(_lie(self.gate(tokens), images)) * hidden
-        return self.down(hidden).reshape(x.shape)
+        return self.down(hidden, scale).reshape(x.shape)
 
 
 class Block(nnx.Module):
@@ -168,10 +171,10 @@ class Block(nnx.Module):
         rngs: nnx.Rngs,
     ):
         width = variant.width
-        self.norm1 = _norm(width, dtype, rngs)
+        self.norm1 = LayerNorm(width, rngs)
         self.attn = Attention(variant, lora, dtype, rngs)
         self.layer_scale1 = nnx.Param(jnp.full(width, variant.layer_scale))
-        self.norm2 = _norm(width, dtype, rngs)
+        self.norm2 = LayerNorm(width, rngs)
         self.mlp = (
             MLP(variant, lora, dtype, rngs)
             if mixture is None
@@ -202,22 +205,18 @@ class Block(nnx.Module):
             [B, N, D], and the mixture's routing (moe.MoE), {} where there is none.
         """
         routing = {}
+        keep1, keep2 = (1, 1) if keep is None else keep.astype(x.dtype)[:, :, None, None]
         x = _lie(x, images)
-        y = self.attn(self.norm1(x).astype(x.dtype), rope)
-        x = _lie(x + self._factor(self.layer_scale1, x, keep, 0) * y, images)
-        y = self.norm2(x).astype(x.dtype)
+        y = self.attn(self.norm1(x).astype(x.dtype), rope, self.layer_scale1[...])
+        x = _lie(x + keep1 * y, images)
+        y, scale = self.norm2(x).astype(x.dtype), self.layer_scale2[...]
         if isinstance(self.mlp, MoE):
             assert condition is not None, "a mixture asks for each image's task embedding"
             y, routing = self.mlp(y, condition, train=train, images=images)
+            y = scale.astype(x.dtype) * y
         else:
-            y = self.mlp(y, images)
-        return _lie(x + self._factor(self.layer_scale2, x, keep, 1) * y, images), routing
-
-    def _factor(
-        self, layer_scale: nnx.Param, x: jax.Array, keep: jax.Array | None, branch: int
-    ) -> jax.Array:
-        scale = layer_scale[...].astype(x.dtype)
-        return scale if keep is None else scale * keep[branch].astype(x.dtype)[:, None, None]
+            y = self.mlp(y, scale, images)
+        return _lie(x + keep2 * y, images), routing
 
 
 class Encoded(NamedTuple):
@@ -262,7 +261,7 @@ class DINOv3(nnx.Module):
             own = mixture if stack == "moe_blocks" else None
             make = lambda rngs, own=own: Block(variant, own, lora, dtype, rngs)  # noqa: E731
             setattr(self, stack, functional.stacked(make, len(layers), rngs.params()))
-        self.norm = _norm(width, dtype, rngs)
+        self.norm = LayerNorm(width, rngs)
 
     def __call__(
         self,
@@ -388,8 +387,3 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
 def _lie(x: jax.Array, images: P | None) -> jax.Array:
     return x if images is None else mesh.lie(x, images)
-
-
-def _norm(width: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    # Variances of bfloat16 activations are not to be trusted.
-    return nnx.LayerNorm(width, epsilon=1e-5, dtype=precise(dtype), rngs=rngs)

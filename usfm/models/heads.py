@@ -16,6 +16,7 @@ from flax import nnx
 
 from usfm.models.activation import precise
 from usfm.models.dpt import DPT, double
+from usfm.models.norm import LayerNorm
 
 Outputs = dict[str, Any]
 # Logits of padded classes: no probability, and finite, so that no gradient becomes NaN.
@@ -51,7 +52,7 @@ class ClassificationDecoder(nnx.Module):
         )
         self.key = nnx.Linear(width, features, use_bias=False, dtype=dtype, rngs=rngs)
         self.value = nnx.Linear(width, features, dtype=dtype, rngs=rngs)
-        self.norm = nnx.LayerNorm(features, epsilon=1e-5, dtype=precise(dtype), rngs=rngs)
+        self.norm = LayerNorm(features, rngs)
         self.head_inputs = features
 
     def __call__(self, taps: jax.Array) -> jax.Array:

@@ -55,15 +55,21 @@ class Linear(nnx.Linear):
             self.lora_a = nnx.Param(draw(rngs.params(), (inputs, lora.rank)))
             self.lora_b = nnx.Param(jnp.zeros((lora.rank, outputs)))
 
-    def __call__(self, inputs: jax.Array) -> jax.Array:
-        """[..., I] to [..., O]."""
-        x, kernel = inputs.astype(self.dtype), self.kernel[...].astype(self.dtype)
+    def __call__(self, inputs: jax.Array, scale: jax.Array | float = 1.0) -> jax.Array:
+        """[..., I] to [..., O].
+
+        Args:
+            inputs: of any number of rows.
+            scale: factor on the outputs, [O]. It goes into the kernel, so that its derivative asks
+                for no outputs: none are kept, nor is any cotangent multiplied.
+        """
+        x, kernel = inputs.astype(self.dtype), (self.kernel[...] * scale).astype(self.dtype)
         y = product(x, kernel)
         if self.bias is not None:
-            y = y + self.bias[...].astype(self.dtype)
+            y = y + (self.bias[...] * scale).astype(self.dtype)
         if self.lora_scale:
-            a, b = (p[...].astype(self.dtype) for p in (self.lora_a, self.lora_b))
-            y = y + self.lora_scale * product(product(x, a), b)
+            a, b = self.lora_a[...], self.lora_b[...] * (self.lora_scale * scale)
+            y = y + product(product(x, a.astype(self.dtype)), b.astype(self.dtype))
         return y
 
 
