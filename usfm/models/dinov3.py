@@ -147,7 +147,7 @@ class MLP(nnx.Module):
         self.down = linear(variant.mlp_width, variant.width)
 
     def __call__(self, x: jax.Array, scale: jax.Array, images: P | None = None) -> jax.Array:
-        """[B, N, D] to [B, N, D], times `scale` [D]; `images` lie so on the mesh."""
+        """[B, N, D] to [B, N, D], times `scale` [D]; `images` says how they lie on the mesh."""
         # With two axes of tokens XLA's CPU backend writes hidden units twice where slots' gradients
         # are kept apart: once for the product of all slots, once for each slot's derivative.
         tokens = x.reshape(-1, x.shape[-1])

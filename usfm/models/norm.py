@@ -1,4 +1,4 @@
-"""Layer normalisation, whose automatic derivative is slow."""
+"""Layer normalisation, whose automatic derivative keeps more than it needs."""
 
 import functools
 
@@ -10,9 +10,10 @@ from usfm.models.activation import precise
 
 
 class LayerNorm(nnx.LayerNorm):
-    """That of flax, in float32 at least; its derivative keeps the inputs and two numbers a row.
+    """That of flax; its derivative keeps the inputs and two numbers a row.
 
-    Left to automatic differentiation, it keeps two more arrays as large as the inputs.
+    Left to automatic differentiation, it keeps two more arrays as large as the inputs. Both are
+    computed in float32 at least: variances of bfloat16 activations are not to be trusted.
     """
 
     def __init__(self, features: int, rngs: nnx.Rngs):
